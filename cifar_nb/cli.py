@@ -6,12 +6,12 @@
 __all__ = ['app', 'Model', 'Device', 'DataDir', 'AsJson', 'DATA_HELP', 'setting', 'data', 'SimpleRecipe', 'train_simple', 'train',
            'evaluate', 'predict', 'serve', 'main']
 
-# %% ../nbs/12_cli.ipynb #003da292
+# %% ../nbs/12_cli.ipynb #1c96a435
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +51,7 @@ def data(
     print('; '.join(f'{split}: {part}' for split,part in parts.items()))
     print('mean', *(f'{v:.4f}' for v in parts['train'].mean), ' std', *(f'{v:.4f}' for v in parts['train'].std))
 
-# %% ../nbs/12_cli.ipynb #2220c6fc
+# %% ../nbs/12_cli.ipynb #eb1ae56c
 @dataclass(frozen=True)
 class SimpleRecipe:
     "What was chosen for training a `SimpleCNN`."
@@ -81,7 +81,8 @@ def train_simple(
     from cifar_nb.models import create_model
     from cifar_nb.predict import ModelCard, library_versions, save_model
     from cifar_nb.train import Amp, Checkpointer, EarlyStopping, fit
-    device,amp = best_device(settings.device),Amp(best_device(settings.device), recipe.precision)
+    device,revision = best_device(settings.device),source_revision()  # of the source that we start with
+    amp = Amp(device, recipe.precision)
     seed_everything(recipe.seed)
     train,valid = train_val_split(load_images(recipe.data, 'train', recipe.size, settings), recipe.held_out, recipe.seed)
     arguments = dict(n_classes=len(train.classes), size=recipe.size)
@@ -95,7 +96,7 @@ def train_simple(
     confidence = held_out.probabilities.amax(1)
     card = ModelCard(schema_version=1, architecture='simple_cnn', arguments=arguments, dataset=recipe.data, classes=train.classes, mean=train.mean, std=train.std,
         input_size=recipe.size, recipe=asdict(recipe), epochs=len(history), seed=recipe.seed, validation_accuracy=held_out.accuracy, test_accuracy=test.accuracy,
-        test_accuracy_tta=None, temperature=1, confidence_threshold=confidence.quantile(.05).item(), versions=library_versions(), revision=source_revision())
+        test_accuracy_tta=None, temperature=1, confidence_threshold=confidence.quantile(.05).item(), versions=library_versions(), revision=revision)
     save_model(model, card, out)
     checkpoint.clear()
     return card,test
@@ -183,7 +184,7 @@ def predict(
         else: print(f'{file}: ' + ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top) + ('  (unfamiliar)' if answer.in_distribution is False else ''))
     raise typer.Exit(failed)
 
-# %% ../nbs/12_cli.ipynb #e05c8917
+# %% ../nbs/12_cli.ipynb #f5a16aee
 @app.command()
 def serve(
     model:Model=None,
@@ -207,9 +208,10 @@ def serve(
     sock = open_port(settings.host, settings.port)
     at = f'http://{settings.host}:{sock.getsockname()[1]}'
     print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: sys.exit(0))  # asked to stop is no failure
     uvicorn.Server(uvicorn.Config(create_app(settings, predictor))).run(sockets=[sock])
 
-# %% ../nbs/12_cli.ipynb #8ddbfbce
+# %% ../nbs/12_cli.ipynb #e5a12f36
 def main():
     "The command `cifar-nb`."
     try: app()
@@ -217,3 +219,5 @@ def main():
         print(f'cifar-nb: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
     except BrokenPipeError: os._exit(141)  # `| head` has seen enough
+
+if __name__ == '__main__' and 'ipykernel' not in sys.modules: main()

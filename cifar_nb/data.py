@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE_SUFFIXES', 'Images', 'show_images',
            'shape_masks', 'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack',
-           'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image', 'to_rgb',
-           'fit_image', 'class_folders', 'read_folder', 'load_folder', 'load_images', 'train_val_split', 'normalize',
-           'augment_flip', 'augment_crop', 'augment_standard', 'TransformedImages', 'dataloaders', 'BatchLoader']
+           'on_disk', 'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image',
+           'to_rgb', 'fit_image', 'class_folders', 'read_folder', 'load_folder', 'load_images', 'train_val_split',
+           'normalize', 'augment_flip', 'augment_crop', 'augment_standard', 'TransformedImages', 'dataloaders',
+           'BatchLoader']
 
-# %% ../nbs/01_data.ipynb #a6bfcf07
+# %% ../nbs/01_data.ipynb #bb7ce3f8
 import hashlib
 import io
 import os
@@ -34,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import v2
 
-from .core import DatasetError, DatasetUnavailable, ImageError, Settings, atomic_path, progress
+from .core import DatasetError, DatasetUnavailable, ImageError, Settings, progress
 
 # %% ../nbs/01_data.ipynb #47c583a3
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def fetch_part(
                     since,recent = time.monotonic(),0
     if have < size: raise ConnectionError(f'stopped after {have:,} of {size:,} bytes')
 
-# %% ../nbs/01_data.ipynb #20336dcc
+# %% ../nbs/01_data.ipynb #04d7e2aa
 def md5_of(path:Path)->str: # Hexadecimal, as `md5sum` prints it
     "MD5 of a file: it guards against damage here, not against an attacker."
     with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -186,28 +187,26 @@ def download(
 )->Path: # `path`, complete and checked
     "Download from the first host that delivers. Raises `DatasetUnavailable` that lists what each host did."
     part,said,hopeless = path.with_name(path.name+'.part'), {}, set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f'.{path.name}.lock')):
-        if path.exists() and md5_of(path) == md5: return path
-        for rate in rates:
-            for url in [u for u in urls if u not in hopeless]:
-                resumed = part.exists()
-                try: fetch_part(url, part, size, rate, stall)
-                except HTTPError as e:
-                    said[url] = f'HTTP {e.code} {e.reason}'
-                    if e.code == 416: part.unlink(missing_ok=True)
-                    elif e.code < 500: hopeless.add(url)
-                except (OSError, HTTPException, ValueError) as e: said[url] = str(getattr(e, 'reason', e)) or type(e).__name__
-                if not part.exists() or part.stat().st_size < size: continue
-                if md5_of(part) == md5:
-                    os.replace(part, path)
-                    return path
-                part.unlink()
-                said[url] = f'sent {size:,} bytes with the wrong MD5'
-                if not resumed: hopeless.add(url)
+    if path.exists() and md5_of(path) == md5: return path
+    for rate in rates:
+        for url in [u for u in urls if u not in hopeless]:
+            resumed = part.exists()
+            try: fetch_part(url, part, size, rate, stall)
+            except HTTPError as e:
+                said[url] = f'HTTP {e.code} {e.reason}'
+                if e.code == 416: part.unlink(missing_ok=True)
+                elif e.code < 500: hopeless.add(url)
+            except (OSError, HTTPException, ValueError) as e: said[url] = str(getattr(e, 'reason', e)) or type(e).__name__
+            if not part.exists() or part.stat().st_size < size: continue
+            if md5_of(part) == md5:
+                os.replace(part, path)
+                return path
+            part.unlink()
+            said[url] = f'sent {size:,} bytes with the wrong MD5'
+            if not resumed: hopeless.add(url)
     raise DatasetUnavailable('; '.join(f'{u}: {why}' for u,why in said.items()))
 
-# %% ../nbs/01_data.ipynb #7b1d8a43
+# %% ../nbs/01_data.ipynb #53dafb3f
 def unpack(
     archive:Path, # A .tar.gz with one folder in it
     folder:str, # That folder's name
@@ -219,6 +218,11 @@ def unpack(
         if (root/folder).exists(): os.replace(root/folder, Path(tmp)/'damaged')
         os.replace(Path(tmp)/folder, root/folder)
 
+def on_disk(archive:Archive, root:Path)->bool:
+    "Whether torchvision finds the files under `root`, each with its MD5."
+    try: return bool(archive.dataset(root))
+    except RuntimeError: return False
+
 def fetch_cifar(
     name:str, # 'cifar10' or 'cifar100'
     root:Path, # Folder that shall hold the official files
@@ -229,9 +233,12 @@ def fetch_cifar(
     file,md5 = archive.dataset.filename, archive.dataset.tgz_md5
     urls = [f'{m.rstrip("/")}/{file}' for m in mirrors] + [archive.dataset.url, *archive.mirrors]
     try:
-        path = download(urls, root/file, md5, archive.size)
-        unpack(path, archive.dataset.base_folder, root)
-        path.unlink()
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root/f'.{file}.lock'):
+            if on_disk(archive, root): return  # another process has fetched it while we waited
+            path = download(urls, root/file, md5, archive.size)
+            unpack(path, archive.dataset.base_folder, root)
+            path.unlink()
     except (DatasetUnavailable, OSError) as e:
         raise DatasetUnavailable(f'{name} is not in {root} and could not be put there. Put {file} (MD5 {md5}) into that folder by hand, '
                                  f'set CIFAR_NB_MIRRORS to a host that has it, or use the data set "synthetic". Tried: {e}') from None
@@ -299,7 +306,7 @@ def fit_image(
     square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #3e3c9d8e
+# %% ../nbs/01_data.ipynb #d9712f51
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 
 def class_folders(root:Path)->list[Path]: # Sorted by name
@@ -330,9 +337,10 @@ def load_folder(
 )->Images: # Statistics are those of the training pictures
     "A folder of one's own. Without `train` and `test` folders, a fifth of each class is the test set."
     if {'train', 'test'} <= {p.name for p in class_folders(root)}:
-        train,here = read_folder(root/'train', size), read_folder(root/split, size)
-        if train[2] != here[2]: raise DatasetError(f'{root}: train and test have different classes: {sorted(set(train[2]) ^ set(here[2]))}')
-        return Images(*here, *channel_stats(train[0]))
+        names = [{p.name for p in class_folders(root/s)} for s in ('train', 'test')]
+        if names[0] != names[1]: raise DatasetError(f'{root}: train and test have different classes; only one of them has {", ".join(sorted(names[0] ^ names[1]))}')
+        train = read_folder(root/'train', size)
+        return Images(*(train if split == 'train' else read_folder(root/'test', size)), *channel_stats(train[0]))
     everything = Images(*read_folder(root, size), (), ())
     train,test = train_val_split(everything, .2, seed=0)
     return replace(train if split == 'train' else test, **dict(zip(('mean', 'std'), channel_stats(train.pixels))))
@@ -371,15 +379,15 @@ def train_val_split(
     mask[torch.cat(held)] = True
     return images[~mask], images[mask]
 
-# %% ../nbs/01_data.ipynb #72169b5c
+# %% ../nbs/01_data.ipynb #a4a78db8
 def normalize(
     pixels:Tensor, # uint8 (B,3,H,W)
     mean:tuple[float, ...], # Per channel, on a scale from 0 to 1
     std:tuple[float, ...], # Likewise
 )->Tensor: # float32 (B,3,H,W), about mean 0 and deviation 1
     "Bytes to centred floats: `(x/255 - mean)/std` for each channel."
-    mean,std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
-    return (pixels.float()/255 - mean)/std
+    mean,std = (255*torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
+    return (pixels-mean).div_(std)
 
 # %% ../nbs/01_data.ipynb #dc1cbd0a
 def augment_flip(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'conv_block', 'SimpleCNN', 'count_parameters', 'layer_table', 'create_model']
 
-# %% ../nbs/02_models.ipynb #080efbc5
+# %% ../nbs/02_models.ipynb #037e8374
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import ConfigError, Table
@@ -61,7 +61,7 @@ def layer_table(
             for name,shape in shapes.items()]
     return Table(['layer', 'kind', 'shape after', 'parameters', 'multiply-adds'], rows + [['total', '', '', count_parameters(model), counter.get_total_flops()//2]])
 
-# %% ../nbs/02_models.ipynb #efc3d6c1
+# %% ../nbs/02_models.ipynb #e4d859ad
 ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {'simple_cnn': SimpleCNN}
 
 def create_model(
@@ -70,5 +70,5 @@ def create_model(
 )->nn.Module: # With random weights
     "Build a model by name. Raises `ConfigError` for an unknown name or argument."
     if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
-    try: return ARCHITECTURES[name](**arguments)
+    try: return ARCHITECTURES[name](**arguments).to(memory_format=torch.channels_last)
     except (TypeError, ValueError, RuntimeError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {e}') from None

@@ -61,13 +61,13 @@ def library_versions()->dict[str, str]:
     "Python, torch and machine that run now."
     return dict(python=platform.python_version(), torch=torch.__version__, machine=f'{platform.machine()}, {torch.get_num_threads()} threads')
 
-# %% ../nbs/05_predict.ipynb #d8bf24d9
-DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+# %% ../nbs/05_predict.ipynb #b42d9ed2
+DIGEST = re.compile(rb'"card":"{\\"sha256\\":\\"([0-9a-f]{64})')
 
 def digest_of(data:bytes)->tuple[str, bytes]: # What the file says, and the file with zeros in that place
     "Split a model file into its checksum and what the checksum covers. Raises `ValueError` where there is none."
     found = DIGEST.search(data, 0, 8 + int.from_bytes(data[:8], 'little'))
-    if not found: raise ValueError('it has no checksum')
+    if not found: raise ValueError('it has no model card with a checksum')
     return found[1].decode(), data[:found.start(1)] + b'0'*64 + data[found.end(1):]
 
 def save_model(
@@ -77,12 +77,14 @@ def save_model(
 )->Path: # `path`
     "Write weights and card as one file, atomically."
     weights = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    data = tensors_to_bytes(weights, metadata=dict(card=card.model_dump_json(), sha256='0'*64))
+    text = json.dumps(dict(sha256='0'*64, **card.model_dump(mode='json')), separators=(',', ':'))
+    data = tensors_to_bytes(weights, metadata=dict(card=text))
+    place = DIGEST.search(data).span(1)
     digest = hashlib.sha256(data).hexdigest().encode()
-    with atomic_path(path) as part: part.write_bytes(data.replace(b'"sha256":"' + b'0'*64, b'"sha256":"' + digest, 1))
+    with atomic_path(path) as part: part.write_bytes(data[:place[0]] + digest + data[place[1]:])
     return Path(path)
 
-# %% ../nbs/05_predict.ipynb #88ec050a
+# %% ../nbs/05_predict.ipynb #8679bf40
 def parse_model(
     data:bytes, # A whole model file
 )->tuple[nn.Module, ModelCard]: # On the CPU, in evaluation mode
@@ -94,7 +96,9 @@ def parse_model(
     if hashlib.sha256(covered).hexdigest() != said: raise ValueError('it is damaged: its checksum does not match')
     weights = {k: v.float() for k,v in tensors_from_bytes(data).items()}
     header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
-    card = ModelCard.model_validate_json(header['__metadata__'].get('card', '{}'))
+    fields = json.loads(header['__metadata__']['card'])
+    del fields['sha256']
+    card = ModelCard.model_validate_json(json.dumps(fields))
     with torch.device('meta'): model = create_model(card.architecture, **card.arguments)
     model.load_state_dict(weights, assign=True)
     model.eval().requires_grad_(False)
@@ -181,7 +185,7 @@ class Prediction(BaseModel):
     in_distribution:bool|None = Field(description='False when the model is less sure than on 95% of its validation pictures; null if not measured')
     inference_ms:float = Field(ge=0, description='Time in the network, in milliseconds')
 
-# %% ../nbs/05_predict.ipynb #bcdf1de3
+# %% ../nbs/05_predict.ipynb #9960d507
 class Predictor:
     "A model that takes pictures and gives answers."
     def __init__(self,
@@ -190,7 +194,8 @@ class Predictor:
         name:str='model', # For the answers
         device:str='cpu', # Where it computes
     ):
-        self.model,self.card,self.name,self.device = model.to(device).eval(),card,name,device
+        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.card,self.name,self.device = card,name,device
 
     @classmethod
     def load(cls,

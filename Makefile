@@ -1,0 +1,46 @@
+# Every target sets itself up in .venv; a second run costs no second set-up.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+ARGS   ?=
+SHELL  := bash
+NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
+
+.PHONY: help serve train test notebooks readme benchmarks clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.package: settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (ARGS="--port 8080" and other flags)
+	$(BIN)/cifar-nb serve $(ARGS)
+
+train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--epochs 10")
+	$(BIN)/cifar-nb train $(ARGS)
+
+test: $(VENV)/.dev  ## Run every test, offline, on drawn pictures; print where the time goes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_all.py
+
+notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs
+	for nb in $(NOTEBOOKS); do echo $$nb; TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 --log-level WARN $$nb || exit 1; done
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean --fname nbs
+	$(MAKE) readme
+
+readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md from nbs/index.ipynb
+	$(BIN)/python .github/readme.py
+
+benchmarks: $(VENV)/.dev  ## Measure, on the real data and a quiet machine; writes results/
+	$(BIN)/python benchmarks/loading.py
+
+clean:  ## Remove the environment and what builds leave behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,89 @@
+"""Training throughput: `BatchLoader` and `train_epoch`, against torchvision's per-image `DataLoader` and a plain loop.
+
+Both train `SimpleCNN` with Adam on the same CIFAR-10 pictures, in turns within one run. Writes results/loading.json.
+"""
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
+from torchvision.datasets import CIFAR10
+from torchvision.transforms import v2
+
+from cifar_nb.core import Settings, atomic_path, seed_everything, source_revision
+from cifar_nb.data import BatchLoader, augment_standard, load_images
+from cifar_nb.models import create_model
+from cifar_nb.predict import library_versions
+from cifar_nb.train import Amp, best_precision, train_epoch
+
+ROUNDS, N_PLAIN, N_OURS, BATCH = 5, 6400, 25_600, 128
+
+
+def processor():
+    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration): return sys.platform
+
+
+def plain_epoch(model, dl, opt):
+    "The loop of every tutorial."
+    model.train()
+    for x, y in dl:
+        loss = F.cross_entropy(model(x), y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+
+
+def rate(n, epoch, dl, **kwargs):
+    "Images a second of one epoch, after a few warm-up batches."
+    seed_everything(0)
+    model = create_model("simple_cnn")  # on both sides the same
+    opt = torch.optim.Adam(model.parameters())
+    epoch(model, [next(iter(dl))] * 3, opt, **kwargs)
+    start = time.perf_counter()
+    epoch(model, dl, opt, **kwargs)
+    return n / (time.perf_counter() - start)
+
+
+def only_loading(n, dl):
+    start = time.perf_counter()
+    for _ in dl: pass
+    return n / (time.perf_counter() - start)
+
+
+def main():
+    images = load_images("cifar10")
+    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
+    files = Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(N_PLAIN))
+    loaders = {workers: DataLoader(files, BATCH, shuffle=True, num_workers=workers) for workers in (0, 2)}
+    ours = BatchLoader(images[:N_OURS], BATCH, augment_standard, shuffle=True)
+    precision = best_precision()
+    sides = {
+        "plain": lambda: rate(N_PLAIN, plain_epoch, loaders[0]),
+        "plain, 2 workers": lambda: rate(N_PLAIN, plain_epoch, loaders[2]),
+        "ours, float32": lambda: rate(N_OURS, train_epoch, ours),
+        "ours": lambda: rate(N_OURS, train_epoch, ours, amp=Amp("cpu", precision)),
+        "plain, loading only": lambda: only_loading(N_PLAIN, loaders[0]),
+        "ours, loading only": lambda: only_loading(N_OURS, ours),
+    }
+    seen = {name: [] for name in sides}
+    for i in range(ROUNDS):
+        for name, measure in sides.items(): seen[name].append(measure())
+        print(f"round {i + 1}: " + ", ".join(f"{name} {v[-1]:,.0f}" for name, v in seen.items()) + " images/s", flush=True)
+    middle = {name: statistics.median(v) for name, v in seen.items()}
+    best_plain = max(middle["plain"], middle["plain, 2 workers"])
+    result = dict(what="training throughput of SimpleCNN on CIFAR-10, images a second, medians", rounds=ROUNDS, batch_size=BATCH, seed=0, machine=f"{processor()}, {torch.get_num_threads()} threads",
+                  revision=source_revision(), versions=library_versions(), ours=dict(images_per_second=middle["ours"], precision=precision),
+                  ours_float32=dict(images_per_second=middle["ours, float32"]), plain=dict(images_per_second=best_plain, precision="float32", workers=0 if best_plain == middle["plain"] else 2),
+                  ratio=middle["ours"] / best_plain, ratio_float32=middle["ours, float32"] / best_plain,
+                  loading_only=dict(ours=middle["ours, loading only"], plain=middle["plain, loading only"], ratio=middle["ours, loading only"] / middle["plain, loading only"]),
+                  every_round={name: [round(r) for r in v] for name, v in seen.items()})
+    with atomic_path(Path(__file__).resolve().parent.parent / "results" / "loading.json") as part: part.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"ours in {precision} is {result['ratio']:.2f} times the better plain one; loading alone {result['loading_only']['ratio']:.1f} times")
+
+
+if __name__ == "__main__": main()

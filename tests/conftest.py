@@ -1,0 +1,10 @@
+"Tests never use data or settings of the person who runs them."
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_environment(tmp_path_factory):
+    for name in [n for n in os.environ if n.startswith("CIFAR_NB_")]: del os.environ[name]
+    os.environ["CIFAR_NB_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))

@@ -1,0 +1,45 @@
+"`make test`: every step in order, stopping at the first that fails, then a table of where the time went."
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = {"IN_TEST": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+
+
+def exported_is_current():
+    "`nbdev_export` must leave the package as it is."
+    watched = [*sorted(ROOT.glob("cifar_nb/*.py")), ROOT / "pyproject.toml"]
+    before = {p: p.read_bytes() for p in watched}
+    subprocess.run(["nbdev_export"], cwd=ROOT, check=True)
+    changed = [p.relative_to(ROOT) for p in sorted(ROOT.glob("cifar_nb/*.py")) + [ROOT / "pyproject.toml"] if before.get(p) != p.read_bytes()]
+    if changed: sys.exit(f"nbdev_export changed {', '.join(map(str, changed))}: edit notebooks, not modules, and commit what it writes")
+
+
+def command(*args):
+    def run():
+        done = subprocess.run(args, cwd=ROOT, env={**os.environ, **OFFLINE})
+        if done.returncode: sys.exit(done.returncode)
+    return run
+
+
+STEPS = {
+    "nbdev_export leaves no diff": exported_is_current,
+    "ruff": command("ruff", "check", "--quiet", "."),
+    "nbdev_test": command("nbdev_test", "--path", "nbs", "--n_workers", "2", "--timing"),
+    "pytest --nbval-lax": command(sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "nbs"),
+    "pytest tests": command(sys.executable, "-m", "pytest", "-q", "--durations=8", "tests"),
+}
+
+
+if __name__ == "__main__":
+    times = {}
+    for name, step in STEPS.items():
+        print(f"\n=== {name}", flush=True)
+        start = time.perf_counter()
+        step()
+        times[name] = time.perf_counter() - start
+    print("\nwhere the time went")
+    for name, seconds in {**times, "all": sum(times.values())}.items(): print(f"{seconds:7.1f} s  {name}")

@@ -1,0 +1,190 @@
+"A download against hosts that do everything wrong: the right file under the final name, or an error that says what to do."
+import hashlib
+import io
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10
+
+import cifar_nb.data as data
+from cifar_nb.core import DatasetUnavailable, Settings
+from cifar_nb.data import Archive, download, load_images, md5_of
+
+random.seed(0)
+CONTENT = random.randbytes(400_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class BadHost(BaseHTTPRequestHandler):
+    "The first part of the path says how to behave; `server.content` is what is asked for."
+    def log_message(self, *args): pass
+
+    def do_GET(self):
+        how, content = self.path.split("/")[1], self.server.content
+        asked = self.headers.get("Range")
+        self.server.log.append((how, asked))
+        start = int(asked[6:-1]) if asked and how != "norange" else 0
+        if how == "missing": return self.send_error(404)
+        if how == "broken": return self.send_error(500)
+        if how == "once" and sum(h == "once" for h, _ in self.server.log) > 1: how = "good"
+        if start >= len(content): return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start: self.send_header("Content-Range", f"bytes {start}-{len(content)-1}/{len(content)}")
+        body = content[start:]
+        if how == "wrong": body = body[:-1] + bytes([body[-1] ^ 1])
+        if how == "endless": body = body * 5
+        if how in ("drop", "once", "truncate"): sent = body[:len(body) // 2]
+        else: sent = body
+        self.send_header("Content-Length", str(len(sent) if how == "truncate" else len(body)))  # "truncate" even lies about it
+        self.end_headers()
+        try:
+            if how == "stall":
+                self.wfile.write(sent[:1000])
+                self.wfile.flush()
+                self.server.stopping.wait(30)
+            elif how == "trickle":
+                for i in range(300):
+                    self.wfile.write(sent[i:i + 1])
+                    self.wfile.flush()
+                    if self.server.stopping.wait(.05): return
+            elif how == "slow":
+                for i in range(0, len(sent), 20_000):
+                    self.wfile.write(sent[i:i + 20_000])
+                    if self.server.stopping.wait(.1): return
+            else: self.wfile.write(sent)
+        except (BrokenPipeError, ConnectionResetError): pass
+        self.close_connection = True
+
+
+@contextmanager
+def bad_host(content=CONTENT):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BadHost)
+    server.content, server.log, server.stopping, server.daemon_threads = content, [], threading.Event(), True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.stopping.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def host():
+    with bad_host() as pair: yield pair
+
+
+def get(host, tmp_path, *how):
+    return download([f"{host[1]}/{h}/file" for h in how], tmp_path / "file", MD5, len(CONTENT), stall=.4)
+
+
+@pytest.mark.parametrize("how", [["good"], ["norange"], ["once"], ["slow"], ["missing", "good"], ["broken", "good"], ["stall", "good"], ["trickle", "good"], ["drop", "good"],
+                                 ["truncate", "good"], ["wrong", "good"], ["endless", "good"], ["drop", "norange"], ["drop", "wrong", "good"], ["missing", "wrong", "drop", "stall", "good"]])
+def test_ends_in_the_right_file(host, tmp_path, how):
+    assert get(host, tmp_path, *how).read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir() ] == ["file"]
+
+
+@pytest.mark.parametrize("how, said", [("missing", "HTTP 404"), ("broken", "HTTP 500"), ("stall", "timed out"), ("trickle", "kB/s"), ("truncate", "stopped after"),
+                                       ("wrong", "wrong MD5"), ("endless", "more than the")])
+def test_never_half_a_file_under_the_final_name(host, tmp_path, how, said):
+    with pytest.raises(DatasetUnavailable, match=said): get(host, tmp_path, how)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_dropped_connection_resumes_where_it_stopped(host, tmp_path):
+    get(host, tmp_path, "once")
+    assert host[0].log == [("once", None), ("once", f"bytes={len(CONTENT)//2}-")]
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(DatasetUnavailable, match="(?i)refused|failed"): download(["http://127.0.0.1:9/file"], tmp_path / "file", MD5, len(CONTENT), stall=.4)
+
+
+def test_killed_half_way_then_resumed(host, tmp_path):
+    code = f"from cifar_nb.data import download; from pathlib import Path; download(['{host[1]}/slow/file'], Path('{tmp_path}/file'), '{MD5}', {len(CONTENT)})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    part = tmp_path / "file.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 40_000): assert time.monotonic() < deadline; time.sleep(.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert part.stat().st_size < len(CONTENT) and not (tmp_path / "file").exists()
+    get(host, tmp_path, "good")
+    assert host[0].log[-1][1].startswith("bytes=") and md5_of(tmp_path / "file") == MD5
+
+
+def tiny_archive():
+    "A CIFAR-10 archive in miniature, and a torchvision class that knows its checksums."
+    rng = np.random.default_rng(0)
+    contents = {name: dict(data=rng.integers(0, 256, (20, 3072), dtype=np.uint8), labels=[i % 10 for i in range(20)]) for name in ("data_batch_1", "test_batch")}
+    files = {name: pickle.dumps(c) for name, c in {**contents, "batches.meta": dict(label_names=list("abcdefghij"))}.items()}
+    sums = {name: hashlib.md5(f).hexdigest() for name, f in files.items()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, f in files.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(f)
+            tar.addfile(entry, io.BytesIO(f))
+    archive = buffer.getvalue()
+
+    class Tiny(CIFAR10):
+        url, tgz_md5 = "http://127.0.0.1:9/official/cifar-10-python.tar.gz", hashlib.md5(archive).hexdigest()
+        train_list, test_list = [["data_batch_1", sums["data_batch_1"]]], [["test_batch", sums["test_batch"]]]
+        meta = dict(filename="batches.meta", key="label_names", md5=sums["batches.meta"])
+    return archive, Tiny, contents["data_batch_1"]["data"]
+
+
+def test_load_images_downloads_unpacks_and_heals(tmp_path, monkeypatch):
+    archive, Tiny, pixels = tiny_archive()
+    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    with bad_host(archive) as (server, url):
+        settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/missing", f"{url}/once"])
+        images = load_images("cifar10", "train", settings=settings)
+        assert (images.pixels.reshape(20, -1).numpy() == pixels).all() and images.classes == tuple("abcdefghij")
+        assert [p.name for p in settings.data_dir.iterdir() if not p.name.startswith(".")] == ["cifar-10-batches-py"]
+        (settings.data_dir / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"damaged")
+        assert len(load_images("cifar10", "train", settings=settings)) == 20
+        asked = len(server.log)
+        assert len(load_images("cifar10", "test", settings=settings)) == 20 and len(server.log) == asked  # on disk: nobody is asked
+
+
+def test_two_at_once_download_once(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    with bad_host(archive) as (server, url), ThreadPoolExecutor(3) as pool:
+        settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/slow"])
+        assert [len(i) for i in pool.map(lambda _: load_images("cifar10", settings=settings), range(3))] == [20] * 3
+        assert len(server.log) == 1
+
+
+def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    with pytest.raises(DatasetUnavailable) as error: load_images("cifar10", settings=Settings(data_dir=tmp_path))
+    for word in (str(tmp_path), "cifar-10-python.tar.gz", Tiny.tgz_md5, "CIFAR_NB_MIRRORS", "synthetic", "127.0.0.1:9"): assert word in str(error.value)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)  # by hand, as the error says
+    assert len(load_images("cifar10", settings=Settings(data_dir=tmp_path))) == 20
+
+
+def test_an_archive_that_climbs_out_is_refused(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        entry = tarfile.TarInfo("../escaped")
+        entry.size = 4
+        tar.addfile(entry, io.BytesIO(b"evil"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.tar.gz").write_bytes(buffer.getvalue())
+    with pytest.raises(tarfile.FilterError): data.unpack(tmp_path / "data" / "bad.tar.gz", "folder", tmp_path / "data")
+    assert not (tmp_path / "escaped").exists() and [p.name for p in (tmp_path / "data").iterdir()] == ["bad.tar.gz"]

@@ -1,0 +1,53 @@
+"A folder of one's own pictures: any sizes and modes, and clear words where something is wrong."
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_nb.core import DatasetError
+from cifar_nb.data import load_images
+
+
+def picture(path, size=(40, 30), colour="teal", mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for i in range(10):
+        picture(tmp_path / "cat" / f"{i}.png", (20 + i, 50))
+        picture(tmp_path / "dog" / "old" / f"{i}.jpg", (64, 64), "white")
+    return tmp_path
+
+
+def test_any_size_becomes_one_size(pets):
+    picture(pets / "cat" / "grey.png", mode="L")
+    picture(pets / "cat" / "palette.gif", mode="P")
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(pets / "dog" / "sixteen.png")
+    train, test = load_images(str(pets), "train", 48), load_images(str(pets), "test", 48)
+    assert train.classes == ("cat", "dog") and train.pixels.shape[1:] == (3, 48, 48)
+    assert len(train) + len(test) == 23 and train.mean == test.mean
+
+
+def test_train_and_test_folders_are_used(tmp_path):
+    for split, n in (("train", 4), ("test", 2)):
+        for i in range(n):
+            for kind in ("good", "scratched"): picture(tmp_path / split / kind / f"{i}.png")
+    assert (len(load_images(str(tmp_path), "train")), len(load_images(str(tmp_path), "test"))) == (8, 4)
+
+
+def test_a_broken_picture_is_named(pets):
+    (pets / "cat" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much")
+    with pytest.raises(DatasetError, match="3.png: the picture is damaged"): load_images(str(pets))
+
+
+@pytest.mark.parametrize("build, said", [
+    (lambda p: picture(p / "only" / "1.png"), "1 class folders; at least 2"),
+    (lambda p: p.mkdir(exist_ok=True), "0 class folders"),
+    (lambda p: (picture(p / "a" / "1.png"), (p / "b").mkdir()), "holds no picture"),
+    (lambda p: (picture(p / "a" / "1.png"), picture(p / "b" / "1.png")), "too few to hold out"),
+    (lambda p: [picture(p / s / c / "1.png") for s, c in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "c"))], "different classes"),
+])
+def test_says_what_is_wrong(tmp_path, build, said):
+    build(tmp_path)
+    with pytest.raises(DatasetError, match=said): load_images(str(tmp_path))

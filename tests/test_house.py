@@ -1,0 +1,94 @@
+"The rules of the house: imports point down, modules stand alone, the README is rendered, outputs are clean."
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {re.search(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: int(p.name[:2]) for p in ROOT.glob("nbs/[0-9]*.ipynb") if "default_exp" in p.read_text(encoding="utf-8")}
+NOTEBOOKS = sorted(ROOT.glob("nbs/*.ipynb"))
+
+
+def cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def imported(path):
+    "Modules of ours that a module imports, also inside functions."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        yield from (n.split(".")[1] for n in names if n.startswith("cifar_nb."))
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_imports_point_down(name):
+    up = [other for other in imported(ROOT / "cifar_nb" / f"{name}.py") if FLOORS.get(other, -1) >= FLOORS[name]]
+    assert not up, f"{name} (floor {FLOORS[name]}) imports {up} from its own floor or above"
+
+
+def test_every_module_is_a_notebook():
+    assert {p.stem for p in ROOT.glob("cifar_nb/*.py")} - {"__init__", "_modidx"} == set(FLOORS)
+    assert not [p.name for p in ROOT.glob("cifar_nb/*.py") if re.search(r"^\s*(from|import) (nbdev|fastcore)", p.read_text(encoding="utf-8"), re.M) and p.stem != "_modidx"]
+
+
+CALLS = dict(core="m.seed_everything(1); m.Settings.read()", data="m.synthetic('test')", models="m.create_model('simple_cnn')", train="m.best_precision('cpu')",
+             evaluate="import torch; m.Report(torch.eye(3), torch.arange(3), ('a', 'b', 'c')).table()", predict="m.Predictor.load('cifar10')", serve="m.create_app()", cli="m.app")
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_each_module_stands_alone(name):
+    subprocess.run([sys.executable, "-c", f"import cifar_nb.{name} as m; {CALLS[name]}"], check=True, cwd=ROOT.parent)
+
+
+def test_a_prediction_loads_no_more_than_it_needs():
+    code = "import sys, cifar_nb.cli, cifar_nb.predict; print(*{m.partition('.')[0] for m in sys.modules} & {'matplotlib', 'torchmetrics', 'fastapi', 'uvicorn', 'IPython'})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_public_functions_are_documented():
+    for path in ROOT.glob("cifar_nb/*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                own = [m for m in getattr(node, "body", []) if isinstance(m, ast.Expr) and isinstance(m.value, ast.Constant)]
+                error = isinstance(node, ast.ClassDef) and any("Image" in ast.unparse(b) for b in node.bases)
+                assert own or error or "#" in "".join(path.read_text(encoding="utf-8").splitlines()[node.lineno - 1]), f"{path.name}: {node.name} has no docstring"
+
+
+def readme_tool():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / ".github" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_the_front_page():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_tool().rendered(), "run `make readme`"
+
+
+def test_links_lead_to_the_address_in_settings():
+    tool = readme_tool()
+    for path in [*NOTEBOOKS, ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert tool.relink(text, tool.address()) == text, f"{path.name}: run `make readme`"
+
+
+def test_links_between_files_lead_somewhere():
+    for path in [*NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        text = "\n".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown") if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        base = ROOT if path.name == "index.ipynb" else path.parent
+        for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text): assert (base / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_real_and_clean(path):
+    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    outputs = json.dumps([c["outputs"] for c in code])
+    assert outputs.count("output_type"), "no outputs: run `make notebooks`"
+    assert '"error"' not in outputs and "Traceback" not in outputs
+    assert not re.search(r"/(root|home|Users|work|tmp)/|it/s\]|\\u2588", outputs), "a path of one machine, or a progress bar"
+    if path.stem != "00_core" and path.stem != "index": assert "synthetic" not in "".join(re.findall(r"dataset = .*", outputs))
+    assert all(c["execution_count"] is None for c in code), "run nbdev_clean"

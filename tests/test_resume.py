@@ -1,0 +1,45 @@
+"`kill -9` at random moments, start again, and get the same model file, byte for byte."
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+
+def start(out):
+    args = ["train", "--data", "synthetic", "--epochs", "3", "--precision", "float32", "--seed", "3", "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-m", "cifar_nb.cli", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_and_resumed_is_the_same_run(tmp_path):
+    calm = start(tmp_path / "calm.safetensors")
+    assert calm.wait(300) == 0, calm.stderr.read()
+    kills, resumed, out = 0, False, tmp_path / "killed.safetensors"
+    for _ in range(12):
+        process = start(out)
+        if kills < 2:
+            process.stdout.readline()  # an epoch is done, the next one runs
+            time.sleep(random.uniform(0, .8))
+            os.kill(process.pid, signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+            if not (out.exists() or out.with_suffix(".ckpt").exists()): continue
+            if out.exists(): break
+        else:
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            resumed = "Resuming" in errors
+            break
+    assert kills and resumed
+    assert out.read_bytes() == (tmp_path / "calm.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".part")) == ["calm.safetensors", "killed.safetensors"]
+
+
+def test_another_run_is_not_continued(tmp_path):
+    process = start(tmp_path / "m.safetensors")
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    done = subprocess.run([sys.executable, "-m", "cifar_nb.cli", "train", "--data", "synthetic", "--epochs", "3", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "lr was 0.001, is now 0.1" in done.stderr
