@@ -101,11 +101,11 @@ def train_simple(
     checkpoint.clear()
     return card,test
 
-# %% ../nbs/12_cli.ipynb #e47b9c5a
+# %% ../nbs/12_cli.ipynb #d6e1710a
 @app.command()
 def train(
     data:Annotated[str, typer.Option(help=DATA_HELP)]='cifar10',
-    epochs:Annotated[int, typer.Option(min=1, help='Passes over the training pictures')]=40,
+    epochs:Annotated[int, typer.Option(min=1, help='Passes over the training pictures')]=36,
     batch_size:Annotated[int, typer.Option(min=1, help='Pictures a step')]=128,
     lr:Annotated[float, typer.Option(min=1e-8, max=10, help='Learning rate of Adam')]=1e-3,
     monitor:Annotated[str, typer.Option(help='What the best epoch is chosen by: accuracy or loss')]='accuracy',
