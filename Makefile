@@ -41,6 +41,7 @@ readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and r
 
 benchmarks: $(VENV)/.dev  ## Measure, on the real data and a quiet machine; writes results/
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/startup.py
 
 clean:  ## Remove the environment and what builds leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

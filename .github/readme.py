@@ -1,4 +1,5 @@
 "Point every link of ours at the address in settings.ini, and render README.md from nbs/index.ipynb."
+import posixpath
 import re
 import sys
 from configparser import ConfigParser
@@ -38,6 +39,7 @@ def rendered():
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python"}
     body, _ = MarkdownExporter().from_notebook_node(nb)
+    body = re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])})", body)  # seen from the top folder
     return relink(re.sub(r"\n{3,}", "\n\n", body).strip() + "\n", address())
 
 

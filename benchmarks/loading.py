@@ -3,30 +3,22 @@
 Both train `SimpleCNN` with Adam on the same CIFAR-10 pictures, in turns within one run: the plain side as tutorials have it
 (float32, default memory order), ours as `cifar-nb train` does (the faster precision, `channels_last`), and ours in float32. Writes results/loading.json.
 """
-import json
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import write
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
-from cifar_nb.core import Settings, atomic_path, seed_everything, source_revision
+from cifar_nb.core import Settings, seed_everything
 from cifar_nb.data import BatchLoader, augment_standard, load_images
 from cifar_nb.models import SimpleCNN, create_model
-from cifar_nb.predict import library_versions
 from cifar_nb.train import Amp, best_precision, train_epoch
 
-ROUNDS, N_PLAIN, N_OURS, BATCH = 5, 6400, 25_600, 128
-
-
-def processor():
-    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): return sys.platform
+ROUNDS, N_PLAIN, N_OURS, BATCH = 5, 6400, 25_600, 64
 
 
 def plain_epoch(model, dl, opt):
@@ -76,13 +68,12 @@ def main():
         print(f"round {i + 1}: " + ", ".join(f"{name} {v[-1]:,.0f}" for name, v in seen.items()) + " images/s", flush=True)
     middle = {name: statistics.median(v) for name, v in seen.items()}
     best_plain = max(middle["plain"], middle["plain, 2 workers"])
-    result = dict(what="training throughput of SimpleCNN on CIFAR-10, images a second, medians", rounds=ROUNDS, batch_size=BATCH, seed=0, machine=f"{processor()}, {torch.get_num_threads()} threads",
-                  revision=source_revision(), versions=library_versions(), ours=dict(images_per_second=middle["ours"], precision=precision),
+    result = dict(what="training throughput of SimpleCNN on CIFAR-10, images a second, medians", rounds=ROUNDS, batch_size=BATCH, seed=0, ours=dict(images_per_second=middle["ours"], precision=precision),
                   ours_float32=dict(images_per_second=middle["ours, float32"]), plain=dict(images_per_second=best_plain, precision="float32", workers=0 if best_plain == middle["plain"] else 2),
                   ratio=middle["ours"] / best_plain, ratio_float32=middle["ours, float32"] / best_plain,
                   loading_only=dict(ours=middle["ours, loading only"], plain=middle["plain, loading only"], ratio=middle["ours, loading only"] / middle["plain, loading only"]),
                   every_round={name: [round(r) for r in v] for name, v in seen.items()})
-    with atomic_path(Path(__file__).resolve().parent.parent / "results" / "loading.json") as part: part.write_text(json.dumps(result, indent=1) + "\n")
+    write("loading", **result)
     print(f"ours in {precision} is {result['ratio']:.2f} times the better plain one; loading alone {result['loading_only']['ratio']:.1f} times")
 
 

@@ -51,7 +51,7 @@ def data(
     print('; '.join(f'{split}: {part}' for split,part in parts.items()))
     print('mean', *(f'{v:.4f}' for v in parts['train'].mean), ' std', *(f'{v:.4f}' for v in parts['train'].std))
 
-# %% ../nbs/12_cli.ipynb #eb1ae56c
+# %% ../nbs/12_cli.ipynb #592b7e51
 @dataclass(frozen=True)
 class SimpleRecipe:
     "What was chosen for training a `SimpleCNN`."
@@ -61,7 +61,7 @@ class SimpleRecipe:
     augment:str='standard'     # Shift by up to 4 pixels, mirror
     optimizer:str='Adam'
     lr:float=1e-3              # Learning rate
-    batch_size:int=128
+    batch_size:int=64
     monitor:str='accuracy'     # What the best epoch is chosen by
     patience:int|None=None     # Epochs without improvement before stopping
     precision:str='float32'
@@ -101,12 +101,12 @@ def train_simple(
     checkpoint.clear()
     return card,test
 
-# %% ../nbs/12_cli.ipynb #d6e1710a
+# %% ../nbs/12_cli.ipynb #2eb2dd33
 @app.command()
 def train(
     data:Annotated[str, typer.Option(help=DATA_HELP)]='cifar10',
-    epochs:Annotated[int, typer.Option(min=1, help='Passes over the training pictures')]=36,
-    batch_size:Annotated[int, typer.Option(min=1, help='Pictures a step')]=128,
+    epochs:Annotated[int, typer.Option(min=1, help='Passes over the training pictures')]=18,
+    batch_size:Annotated[int, typer.Option(min=1, help='Pictures a step')]=64,
     lr:Annotated[float, typer.Option(min=1e-8, max=10, help='Learning rate of Adam')]=1e-3,
     monitor:Annotated[str, typer.Option(help='What the best epoch is chosen by: accuracy or loss')]='accuracy',
     patience:Annotated[int|None, typer.Option(min=1, help='Stop after so many epochs without improvement')]=None,

@@ -261,13 +261,21 @@ def load_cifar(
 # Mean and standard deviation of the 50,000 training pictures; 01_data computes them
 CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2470, .2435, .2616)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
 
-# %% ../nbs/01_data.ipynb #26857ddd
+# %% ../nbs/01_data.ipynb #814e8867
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP')
 FIRST_BYTES = re.compile(rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM', re.DOTALL)
 
-class EmptyImage(ImageError): status = 400
-class UnsupportedImage(ImageError): status = 415
-class TooManyPixels(ImageError): status = 413
+class EmptyImage(ImageError):
+    "No bytes at all."
+    status = 400
+
+class UnsupportedImage(ImageError):
+    "The first bytes are not those of a format that we read."
+    status = 415
+
+class TooManyPixels(ImageError):
+    "More pixels than we are willing to decode."
+    status = 413
 
 def decode_image(
     data:bytes, # A whole picture file
@@ -306,7 +314,7 @@ def fit_image(
     square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #d9712f51
+# %% ../nbs/01_data.ipynb #00d2f7e7
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 
 def class_folders(root:Path)->list[Path]: # Sorted by name
@@ -345,7 +353,7 @@ def load_folder(
     train,test = train_val_split(everything, .2, seed=0)
     return replace(train if split == 'train' else test, **dict(zip(('mean', 'std'), channel_stats(train.pixels))))
 
-# %% ../nbs/01_data.ipynb #153ca04a
+# %% ../nbs/01_data.ipynb #f7900c3f
 def load_images(
     name:str, # 'cifar10', 'cifar100', 'synthetic', or a folder with one folder a class
     split:str='train', # 'train' or 'test'
@@ -359,7 +367,7 @@ def load_images(
     if Path(name).is_dir(): return load_folder(Path(name), split, size)
     raise DatasetError(f'there is no data set {name!r}: use {", ".join(ARCHIVES)}, synthetic, or a folder with one folder a class')
 
-# %% ../nbs/01_data.ipynb #096a6ac5
+# %% ../nbs/01_data.ipynb #5f172338
 def train_val_split(
     images:Images, # To be divided
     n_val:int|float=10_000, # Pictures held out, or their share as a fraction below 1
@@ -379,7 +387,7 @@ def train_val_split(
     mask[torch.cat(held)] = True
     return images[~mask], images[mask]
 
-# %% ../nbs/01_data.ipynb #a4a78db8
+# %% ../nbs/01_data.ipynb #f1b93c2c
 def normalize(
     pixels:Tensor, # uint8 (B,3,H,W)
     mean:tuple[float, ...], # Per channel, on a scale from 0 to 1
@@ -389,7 +397,7 @@ def normalize(
     mean,std = (255*torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
     return (pixels-mean).div_(std)
 
-# %% ../nbs/01_data.ipynb #dc1cbd0a
+# %% ../nbs/01_data.ipynb #a692364f
 def augment_flip(
     x:Tensor, # (B,3,H,W)
 )->Tensor: # Same shape
@@ -414,7 +422,7 @@ def augment_standard(
     "Shift by up to 4 pixels, then mirror half of them: the common choice for CIFAR."
     return augment_flip(augment_crop(x))
 
-# %% ../nbs/01_data.ipynb #a4286362
+# %% ../nbs/01_data.ipynb #35ad567e
 class TransformedImages(Dataset):
     "One transformed picture and its label at a time, as PyTorch's `DataLoader` wants them."
     def __init__(self,
@@ -438,7 +446,7 @@ def dataloaders(
     return (DataLoader(TransformedImages(train, v2.Compose(augmented)), batch_size, shuffle=True, num_workers=n_workers),
             DataLoader(TransformedImages(valid, v2.Compose(plain)), batch_size, num_workers=n_workers))
 
-# %% ../nbs/01_data.ipynb #322714aa
+# %% ../nbs/01_data.ipynb #e674b365
 class BatchLoader:
     "Batches by indexing one tensor of bytes: shuffled, augmented and normalised a whole batch at a time."
     def __init__(self,

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import ConfigError, Table
 
-# %% ../nbs/02_models.ipynb #60973a86
+# %% ../nbs/02_models.ipynb #e9d1ae85
 def conv_block(
     c_in:int, # Channels of the input
     c_out:int, # Channels of the output
@@ -27,7 +27,7 @@ class SimpleCNN(nn.Module):
     def __init__(self,
         n_classes:int=10, # Scores to give
         size:int=32, # Height and width of the pictures: a multiple of 2 for each block
-        widths:tuple[int, ...]=(32, 32, 64), # Channels after each block
+        widths:tuple[int, ...]=(32, 64, 128), # Channels after each block
         hidden:int=128, # Outputs of the first linear layer
     ):
         super().__init__()

@@ -68,7 +68,7 @@ class ImageBody(BaseModel):
     image_base64:str = Field(description='The picture file in base64, bare or as a data URL')
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` shall list')
 
-# %% ../nbs/10_serve.ipynb #976c5956
+# %% ../nbs/10_serve.ipynb #3a0a1826
 def from_base64(
     text:str, # Bare base64 or a data URL; white space is ignored
 )->bytes: # The picture file
@@ -80,15 +80,17 @@ def from_base64(
 async def read_request(
     request:Request, # Multipart form or JSON
 )->tuple[bytes, int|None]: # The picture file, and `top_k` where the body has it
-    "The picture in a request. Raises `ImageError` when there is none, `HTTPException` for a broken form."
+    "The picture in a request. Raises `ImageError` when there is none, `RequestValidationError` for a bad value, `HTTPException` for a broken form."
     kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-    if kind == 'application/json':
-        body = ImageBody.model_validate_json(await request.body())
-        return from_base64(body.image_base64), body.top_k
-    if kind == 'multipart/form-data':
-        async with request.form(max_files=4, max_fields=8) as form:
-            upload,top_k = form.get('file') or form.get('image'), form.get('top_k')
-            if isinstance(upload, UploadFile): return await upload.read(), ImageBody(image_base64='', top_k=top_k).top_k
+    try:
+        if kind == 'application/json':
+            body = ImageBody.model_validate_json(await request.body())
+            return from_base64(body.image_base64), body.top_k
+        if kind == 'multipart/form-data':
+            async with request.form(max_files=4, max_fields=8) as form:
+                upload,top_k = form.get('file') or form.get('image'), form.get('top_k')
+                if isinstance(upload, UploadFile): return await upload.read(), ImageBody(image_base64='', top_k=top_k).top_k
+    except ValidationError as e: raise RequestValidationError(e.errors(include_url=False, include_input=False, include_context=False)) from None
     raise ImageError('there is no picture in the request; send a multipart form with a field "file", or JSON {"image_base64": "…"}')
 
 # %% ../nbs/10_serve.ipynb #edddb48a
@@ -175,7 +177,7 @@ def as_data_url(
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
-# %% ../nbs/10_serve.ipynb #c656237e
+# %% ../nbs/10_serve.ipynb #1fcdca46
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 PROBLEMS = {400: 'Empty picture, or a form that cannot be read', 413: 'Body over the byte limit, or picture over the pixel limit', 415: 'Not a JPEG, PNG, GIF, WebP or BMP',
@@ -190,10 +192,10 @@ def documented(*statuses:int)->dict: # For `responses` of a route
     return {status: {'model': Problem, 'description': PROBLEMS[status]} for status in statuses}
 
 def sentence(
-    error:ValidationError|RequestValidationError,
+    error:RequestValidationError,
 )->str: # Such as "top_k: Input should be greater than or equal to 1"
     "A validation error in words, without repeating what was sent."
-    return '; '.join(': '.join([str(d['loc'][-1])]*bool(d['loc']) + [d['msg']]) for d in error.errors(**({} if isinstance(error, RequestValidationError) else {'include_input': False})))
+    return '; '.join(': '.join([str(d['loc'][-1])]*bool(d['loc']) + [d['msg']]) for d in error.errors())
 
 def origin_pattern(
     origins:list[str], # `:*` at the end means any port
@@ -227,13 +229,12 @@ def create_app(
     add_predictions(app, engine)
     return app
 
-# %% ../nbs/10_serve.ipynb #47ce8c2d
+# %% ../nbs/10_serve.ipynb #71915668
 def add_problems(app:FastAPI):
     "Every error as `{'detail': sentence}`."
     @app.exception_handler(ImageError)
     async def bad_image(request, error): return JSONResponse({'detail': str(error)}, error.status)
 
-    @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def bad_request(request, error): return JSONResponse({'detail': sentence(error)}, 422)
 

@@ -1,0 +1,22 @@
+"What a result was measured on, and how it is written."
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from cifar_nb.core import atomic_path, source_revision
+from cifar_nb.predict import library_versions
+
+
+def processor():
+    "The processor's name, as the system gives it."
+    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration): return sys.platform
+
+
+def write(name, **result):
+    "results/NAME.json: the result after the conditions that it was measured under."
+    conditions = dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=source_revision(), versions=library_versions())
+    with atomic_path(Path(__file__).resolve().parent.parent / "results" / f"{name}.json") as part:
+        part.write_text(json.dumps({**conditions, **result}, indent=1) + "\n", encoding="utf-8")

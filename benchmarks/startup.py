@@ -1,0 +1,40 @@
+"""How long does `cifar-nb predict` take from a cold start, and how much of that is ours? Writes results/startup.json.
+
+Each side is a fresh Python process; the sides take turns, after one unmeasured round that fills the file cache.
+"""
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import write
+from PIL import Image
+
+ROUNDS = 7
+LIBRARIES = "import torch, torchvision"
+SIDES = {
+    "import torch, torchvision": [sys.executable, "-c", LIBRARIES],
+    "and what a prediction imports of ours": [sys.executable, "-c", f"{LIBRARIES}; import cifar_nb.cli, cifar_nb.predict"],
+    "cifar-nb predict": [sys.executable, "-m", "cifar_nb.cli", "predict", "teal.png"],
+}
+
+
+def seconds(command, folder):
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return time.perf_counter() - start
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        Image.new("RGB", (400, 300), "teal").save(Path(folder) / "teal.png")
+        rounds = [{name: seconds(command, folder) for name, command in SIDES.items()} for _ in range(ROUNDS + 1)][1:]
+    median = {name: statistics.median(r[name] for r in rounds) for name in SIDES}
+    bare, ours, whole = median.values()
+    write("startup", what="seconds from a cold start, medians of fresh processes in turn", rounds=ROUNDS, median_seconds=median, package_adds_seconds=ours - bare, predict_seconds=whole)
+    print({k: round(v, 2) for k, v in median.items()}, "the package adds", round(ours - bare, 2))
+
+
+if __name__ == "__main__": main()
