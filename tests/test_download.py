@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torchvision.datasets
 from torchvision.datasets import CIFAR10
 
 import cifar_nb.data as data
@@ -146,9 +147,14 @@ def tiny_archive():
     return archive, Tiny, contents["data_batch_1"]["data"]
 
 
+def official_is(cls, size, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", cls)
+    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive("CIFAR10", size, ()))
+
+
 def test_load_images_downloads_unpacks_and_heals(tmp_path, monkeypatch):
     archive, Tiny, pixels = tiny_archive()
-    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    official_is(Tiny, len(archive), monkeypatch)
     with bad_host(archive) as (server, url):
         settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/missing", f"{url}/once"])
         images = load_images("cifar10", "train", settings=settings)
@@ -162,7 +168,7 @@ def test_load_images_downloads_unpacks_and_heals(tmp_path, monkeypatch):
 
 def test_two_at_once_download_once(tmp_path, monkeypatch):
     archive, Tiny, _ = tiny_archive()
-    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    official_is(Tiny, len(archive), monkeypatch)
     with bad_host(archive) as (server, url), ThreadPoolExecutor(3) as pool:
         settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/slow"])
         assert [len(i) for i in pool.map(lambda _: load_images("cifar10", settings=settings), range(3))] == [20] * 3
@@ -171,7 +177,7 @@ def test_two_at_once_download_once(tmp_path, monkeypatch):
 
 def test_no_network_says_what_to_do(tmp_path, monkeypatch):
     archive, Tiny, _ = tiny_archive()
-    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive(Tiny, len(archive), ()))
+    official_is(Tiny, len(archive), monkeypatch)
     with pytest.raises(DatasetUnavailable) as error: load_images("cifar10", settings=Settings(data_dir=tmp_path))
     for word in (str(tmp_path), "cifar-10-python.tar.gz", Tiny.tgz_md5, "CIFAR_NB_MIRRORS", "synthetic", "127.0.0.1:9"): assert word in str(error.value)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)  # by hand, as the error says
