@@ -150,13 +150,13 @@ def atomic_path(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #5e3fbfd5
+# %% ../nbs/00_core.ipynb #7ae26aac
 def progress(
     items:Iterable|None=None, # What to go through; None for a bar that is updated by hand
     **kwargs, # For tqdm: `desc`, `total`, `unit`, …
 )->tqdm: # Yields the same items
     "A progress bar in a terminal or a notebook, nothing in a log file."
-    watched = 'ipykernel' in sys.modules or sys.stderr.isatty()
+    watched = ('ipykernel' in sys.modules or sys.stderr.isatty()) and not os.environ.get('TQDM_DISABLE')
     return tqdm(items, leave=False, **kwargs) if watched else tqdm(items, disable=True, **kwargs)
 
 # %% ../nbs/00_core.ipynb #587ed36e

@@ -53,12 +53,12 @@ class Images:
 
     def __repr__(self): return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'
 
-# %% ../nbs/01_data.ipynb #c0e32c6b
+# %% ../nbs/01_data.ipynb #8f2fc102
 def show_images(
     pixels:Tensor, # uint8 (N,3,H,W), or float in 0..1
     titles:list[str]|None=None, # One a picture
     cols:int=10, # Pictures a row
-    size:float=1.0, # Inches a picture
+    size:float=.8, # Inches a picture
 ):
     "Draw a grid of pictures. Returns the matplotlib figure."
     import matplotlib.pyplot as plt  # slow to import, and a server never draws
@@ -67,7 +67,7 @@ def show_images(
     for i,ax in enumerate(axes.flat):
         ax.axis('off')
         if i >= len(pixels): continue
-        ax.imshow(pixels[i].permute(1, 2, 0).cpu().numpy())
+        ax.imshow(pixels[i].permute(1, 2, 0).cpu().numpy(), interpolation='nearest')
         if titles: ax.set_title(titles[i], fontsize=8)
     plt.close(fig)
     return fig

@@ -61,7 +61,7 @@ def layer_table(
             for name,shape in shapes.items()]
     return Table(['layer', 'kind', 'shape after', 'parameters', 'multiply-adds'], rows + [['total', '', '', count_parameters(model), counter.get_total_flops()//2]])
 
-# %% ../nbs/02_models.ipynb #e4d859ad
+# %% ../nbs/02_models.ipynb #eb58f854
 ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {'simple_cnn': SimpleCNN}
 
 def create_model(

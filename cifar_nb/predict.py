@@ -84,7 +84,7 @@ def save_model(
     with atomic_path(path) as part: part.write_bytes(data[:place[0]] + digest + data[place[1]:])
     return Path(path)
 
-# %% ../nbs/05_predict.ipynb #8679bf40
+# %% ../nbs/05_predict.ipynb #dd08dee9
 def parse_model(
     data:bytes, # A whole model file
 )->tuple[nn.Module, ModelCard]: # On the CPU, in evaluation mode
@@ -93,7 +93,7 @@ def parse_model(
     if data.startswith((b'PK', b'\x80')): raise ValueError('it is a pickle (.pth, .pt), which could run code; read a plain state dict with import_state_dict')
     if len(data) < 8 + int.from_bytes(data[:8], 'little'): raise ValueError('it is cut short, or not a safetensors file')
     said,covered = digest_of(data)
-    if hashlib.sha256(covered).hexdigest() != said: raise ValueError('it is damaged: its checksum does not match')
+    if hashlib.sha256(covered).hexdigest() != said: raise ValueError('it is damaged or cut short: its checksum does not match')
     weights = {k: v.float() for k,v in tensors_from_bytes(data).items()}
     header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
     fields = json.loads(header['__metadata__']['card'])

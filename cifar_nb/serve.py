@@ -93,7 +93,7 @@ async def read_request(
     except ValidationError as e: raise RequestValidationError(e.errors(include_url=False, include_input=False, include_context=False)) from None
     raise ImageError('there is no picture in the request; send a multipart form with a field "file", or JSON {"image_base64": "…"}')
 
-# %% ../nbs/10_serve.ipynb #edddb48a
+# %% ../nbs/10_serve.ipynb #d0c89521
 async def drain(
     receive:Callable, # ASGI: gives the next part of the body
     seconds:float=5, # Longest time that we listen
@@ -118,7 +118,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get('body', b''))
             if seen > self.max_bytes:
-                await drain(receive)
+                if message.get('more_body'): await drain(receive)
                 raise HTTPException(413, problem)
             return message
 
@@ -177,7 +177,7 @@ def as_data_url(
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
-# %% ../nbs/10_serve.ipynb #1fcdca46
+# %% ../nbs/10_serve.ipynb #555984bb
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 PROBLEMS = {400: 'Empty picture, or a form that cannot be read', 413: 'Body over the byte limit, or picture over the pixel limit', 415: 'Not a JPEG, PNG, GIF, WebP or BMP',
@@ -195,7 +195,7 @@ def sentence(
     error:RequestValidationError,
 )->str: # Such as "top_k: Input should be greater than or equal to 1"
     "A validation error in words, without repeating what was sent."
-    return '; '.join(': '.join([str(d['loc'][-1])]*bool(d['loc']) + [d['msg']]) for d in error.errors())
+    return '; '.join(': '.join([*map(str, d['loc'][-1:]), d['msg']]) for d in error.errors())
 
 def origin_pattern(
     origins:list[str], # `:*` at the end means any port
@@ -282,7 +282,7 @@ def add_predictions(app:FastAPI, engine:Engine):
         "The class of a picture, sent as JSON with `image_base64`."
         return await engine.answer(from_base64(body.image_base64), body.top_k or top_k, view)
 
-# %% ../nbs/10_serve.ipynb #d39145c4
+# %% ../nbs/10_serve.ipynb #03479f21
 def open_port(
     host:str, # Address to listen on
     port:int, # 0 takes a free one
