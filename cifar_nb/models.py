@@ -61,14 +61,15 @@ def layer_table(
             for name,shape in shapes.items()]
     return Table(['layer', 'kind', 'shape after', 'parameters', 'multiply-adds'], rows + [['total', '', '', count_parameters(model), counter.get_total_flops()//2]])
 
-# %% ../nbs/02_models.ipynb #eb58f854
+# %% ../nbs/02_models.ipynb #2096211d
 ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {'simple_cnn': SimpleCNN}
 
 def create_model(
     name:str, # A key of `ARCHITECTURES`
+    /,
     **arguments, # For the model: `n_classes`, `size`, …
 )->nn.Module: # With random weights
     "Build a model by name. Raises `ConfigError` for an unknown name or argument."
     if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
     try: return ARCHITECTURES[name](**arguments).to(memory_format=torch.channels_last)
-    except (TypeError, ValueError, RuntimeError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {e}') from None
+    except (TypeError, ValueError, RuntimeError, IndexError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {e}') from None

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STATIC', 'CSP', 'PROBLEMS', 'BODIES', 'TopK', 'View', 'Health', 'Classes', 'Problem', 'Answer', 'ImageBody',
-           'from_base64', 'read_request', 'drain', 'BodyLimit', 'Engine', 'as_data_url', 'documented', 'sentence',
-           'origin_pattern', 'create_app', 'add_problems', 'add_information', 'add_predictions', 'open_port', 'served']
+           'from_base64', 'read_request', 'as_data_url', 'drain', 'BodyLimit', 'Engine', 'documented', 'sentence',
+           'origin_pattern', 'create_app', 'add_problems', 'add_information', 'add_predictions', 'open_port',
+           'address_of', 'served']
 
 # %% ../nbs/10_serve.ipynb #0ea5f7fb
 import asyncio
@@ -93,7 +94,16 @@ async def read_request(
     except ValidationError as e: raise RequestValidationError(e.errors(include_url=False, include_input=False, include_context=False)) from None
     raise ImageError('there is no picture in the request; send a multipart form with a field "file", or JSON {"image_base64": "…"}')
 
-# %% ../nbs/10_serve.ipynb #d0c89521
+# %% ../nbs/10_serve.ipynb #81cb55e6
+def as_data_url(
+    pixels:torch.Tensor, # uint8 (3,H,W)
+)->str: # data:image/png;base64,…
+    "A small picture as text that an <img> can show."
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
+    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+
+# %% ../nbs/10_serve.ipynb #0fb652bb
 async def drain(
     receive:Callable, # ASGI: gives the next part of the body
     seconds:float=5, # Longest time that we listen
@@ -106,7 +116,10 @@ async def drain(
 
 class BodyLimit:
     "ASGI middleware: a request body over the limit gets a 413, counted as it arrives."
-    def __init__(self, app, max_bytes:int): self.app,self.max_bytes = app,max_bytes
+    def __init__(self,
+        app, # The ASGI application below
+        max_bytes:int, # Largest body
+    ): self.app,self.max_bytes = app,max_bytes
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -128,7 +141,7 @@ class BodyLimit:
             return await JSONResponse({'detail': problem}, 413)(scope, receive, send)
         await self.app(scope, counted, send)
 
-# %% ../nbs/10_serve.ipynb #14d0343c
+# %% ../nbs/10_serve.ipynb #7dd6a116
 class Engine:
     "The model, the one thread that runs it, and the count of those who wait."
     def __init__(self,
@@ -136,6 +149,10 @@ class Engine:
         predictor:Predictor|None=None, # None: `load` must be called
     ):
         self.settings,self.predictor,self.why,self.waiting = settings,predictor,'it is being loaded',0
+        self.pool = None
+
+    def open(self):
+        "Start the thread."
         self.pool = ThreadPoolExecutor(1, 'inference')
 
     def load(self):
@@ -150,7 +167,11 @@ class Engine:
         if self.predictor is None: raise HTTPException(503, f'there is no model: {self.why}', {'Retry-After': '5'})
         return self.predictor
 
-    def work(self, data:bytes, top_k:int, view:bool)->Answer: # Runs in the inference thread
+    def work(self,
+        data:bytes, # A picture file
+        top_k:int, # Candidates to list
+        view:bool, # Whether to send back what the model saw
+    )->Answer: # Runs in the inference thread
         "Decode, predict, and draw what the model saw."
         image = decode_image(data, self.settings.max_pixels)
         predictor = self.ready()
@@ -169,15 +190,7 @@ class Engine:
         try: return await asyncio.get_running_loop().run_in_executor(self.pool, self.work, data, top_k, view)
         finally: self.waiting -= 1
 
-def as_data_url(
-    pixels:torch.Tensor, # uint8 (3,H,W)
-)->str: # data:image/png;base64,…
-    "A small picture as text that an <img> can show."
-    file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
-
-# %% ../nbs/10_serve.ipynb #555984bb
+# %% ../nbs/10_serve.ipynb #4456cdce
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 PROBLEMS = {400: 'Empty picture, or a form that cannot be read', 413: 'Body over the byte limit, or picture over the pixel limit', 415: 'Not a JPEG, PNG, GIF, WebP or BMP',
@@ -195,7 +208,7 @@ def sentence(
     error:RequestValidationError,
 )->str: # Such as "top_k: Input should be greater than or equal to 1"
     "A validation error in words, without repeating what was sent."
-    return '; '.join(': '.join([*map(str, d['loc'][-1:]), d['msg']]) for d in error.errors())
+    return '; '.join(': '.join([*(name for name in d['loc'][-1:] if isinstance(name, str)), d['msg']]) for d in error.errors())
 
 def origin_pattern(
     origins:list[str], # `:*` at the end means any port
@@ -203,7 +216,7 @@ def origin_pattern(
     "Which web origins may call."
     return '|'.join(re.escape(o).replace(r':\*', r'(:\d{1,5})?') for o in origins) or r'(?!)'
 
-# %% ../nbs/10_serve.ipynb #ff13668c
+# %% ../nbs/10_serve.ipynb #fd6e9433
 def create_app(
     settings:Settings|None=None, # Read from the environment when None
     predictor:Predictor|None=None, # Loaded at start from the settings when None
@@ -214,6 +227,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app)->AsyncIterator[None]:
+        engine.open()
         if settings.threads: torch.set_num_threads(settings.threads)
         if engine.predictor is None: await asyncio.get_running_loop().run_in_executor(engine.pool, engine.load)
         yield
@@ -229,8 +243,10 @@ def create_app(
     add_predictions(app, engine)
     return app
 
-# %% ../nbs/10_serve.ipynb #71915668
-def add_problems(app:FastAPI):
+# %% ../nbs/10_serve.ipynb #f485fec6
+def add_problems(
+    app:FastAPI, # Gets the handlers
+):
     "Every error as `{'detail': sentence}`."
     @app.exception_handler(ImageError)
     async def bad_image(request, error): return JSONResponse({'detail': str(error)}, error.status)
@@ -241,8 +257,11 @@ def add_problems(app:FastAPI):
     @app.exception_handler(Exception)
     async def our_fault(request, error): return JSONResponse({'detail': 'an internal error; it has been logged'}, 500)
 
-# %% ../nbs/10_serve.ipynb #8a970ac7
-def add_information(app:FastAPI, engine:Engine):
+# %% ../nbs/10_serve.ipynb #95ca6dd6
+def add_information(
+    app:FastAPI, # Gets the routes
+    engine:Engine, # Has the model
+):
     "The web page, `/health`, `/classes`, `/model`."
     @app.get('/', include_in_schema=False)
     async def page()->FileResponse:
@@ -265,11 +284,14 @@ def add_information(app:FastAPI, engine:Engine):
         "What the model is, how it was trained and how good it is."
         return engine.ready().card
 
-# %% ../nbs/10_serve.ipynb #6aca54d1
+# %% ../nbs/10_serve.ipynb #49eb80fd
 TopK = Annotated[int, Query(ge=1, le=1000, description='How many candidates `top` shall list')]
 View = Annotated[bool, Query(description='Send back the picture as the model saw it')]
 
-def add_predictions(app:FastAPI, engine:Engine):
+def add_predictions(
+    app:FastAPI, # Gets the routes
+    engine:Engine, # Answers
+):
     "`/predict` and `/predict_base64`."
     @app.post('/predict', responses=documented(400, 413, 415, 422, 503), openapi_extra={'requestBody': BODIES})
     async def predict(request:Request, top_k:TopK=5, view:View=False)->Answer:
@@ -282,7 +304,7 @@ def add_predictions(app:FastAPI, engine:Engine):
         "The class of a picture, sent as JSON with `image_base64`."
         return await engine.answer(from_base64(body.image_base64), body.top_k or top_k, view)
 
-# %% ../nbs/10_serve.ipynb #03479f21
+# %% ../nbs/10_serve.ipynb #eac57ab7
 def open_port(
     host:str, # Address to listen on
     port:int, # 0 takes a free one
@@ -290,11 +312,18 @@ def open_port(
     "Reserve an address. Raises `ConfigError` when it is taken or not ours."
     sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind((host, port))
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
     except OSError as e:
         sock.close()
         raise ConfigError(f'cannot listen on {host}, port {port}: {e.strerror}; choose another with --port or CIFAR_NB_PORT') from None
     return sock
+
+def address_of(sock:socket.socket)->str: # Such as http://127.0.0.1:8000 or http://[::1]:8000
+    "The address of an open port, as a browser wants it."
+    host,port = sock.getsockname()[:2]
+    return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
 
 @contextmanager
 def served(
@@ -308,7 +337,9 @@ def served(
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
     while thread.is_alive() and not server.started: time.sleep(.01)
-    try: yield f'http://{host}:{sock.getsockname()[1]}'
+    try:
+        if not server.started: raise ConfigError('the server did not start; its log says why')
+        yield address_of(sock)
     finally:
         server.should_exit = True
         thread.join(10)

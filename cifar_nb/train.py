@@ -90,7 +90,7 @@ class LossMeter:
         self.read()
         return self.total/self.n if self.n else math.nan
 
-# %% ../nbs/03_train.ipynb #a792691e
+# %% ../nbs/03_train.ipynb #6984fb3a
 def noop(**kwargs): "Watches nothing."
 
 def train_epoch(
@@ -124,7 +124,7 @@ def train_epoch(
         watch(model=model, opt=opt, loss=loss.detach())
     return meter.mean()
 
-# %% ../nbs/03_train.ipynb #20382a51
+# %% ../nbs/03_train.ipynb #5854f716
 class EarlyStopping:
     "Keeps the weights of the best epoch, and is `done` when `patience` epochs in a row were no better."
     def __init__(self,
@@ -151,7 +151,7 @@ class EarlyStopping:
     def state_dict(self): return dict(best=self.best, since=self.since, weights=self.weights)
     def load_state_dict(self, state): vars(self).update(state)
 
-# %% ../nbs/03_train.ipynb #dcac12ef
+# %% ../nbs/03_train.ipynb #ef7cfebb
 class History:
     "One row an epoch: `epoch`, `train_loss`, `valid_loss`, `valid_accuracy`, `lr`, `seconds`."
     def __init__(self): self.rows = []
@@ -180,7 +180,12 @@ class History:
     def state_dict(self): return dict(rows=self.rows)
     def load_state_dict(self, state): self.rows = state['rows']
 
-# %% ../nbs/03_train.ipynb #e6cee095
+# %% ../nbs/03_train.ipynb #5ff79b11
+class _Nothing:
+    "Stands in a checkpoint for a schedule that is not there."
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
+
 class Checkpointer:
     "Saves and restores whatever has a `state_dict`, and the random state."
     def __init__(self,
@@ -193,26 +198,29 @@ class Checkpointer:
         states = {k: v.state_dict() for k,v in parts.items()}
         with atomic_path(self.path) as path: torch.save(dict(config=self.config, random=random_state(), **states), path)
 
-    def load(self, **parts)->bool: # Whether there was something to resume
-        "Put every part back. Raises `ModelError` for a file that cannot be read, `ConfigError` for one of another run."
-        if not self.path.exists(): return False
+    def read(self)->dict: # `config`, `random`, and a state for each part
+        "What the file holds. Raises `ModelError` when it cannot be read."
         try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
         except Exception as e: raise ModelError(f'{self.path} is not a checkpoint that can be read ({type(e).__name__}): delete it to start over') from None
-        if not isinstance(saved, dict) or not {'config', 'random', *parts} <= saved.keys(): raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
+        if not isinstance(saved, dict) or not {'config', 'random'} <= saved.keys(): raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
+        return saved
+
+    def load(self, **parts)->bool: # Whether there was something to resume
+        "Put every part back. Raises `ModelError` for a file that cannot be used, `ConfigError` for one of another run."
+        if not self.path.exists(): return False
+        saved = self.read()
         differ = [f'{k} was {saved["config"].get(k)!r}, is now {self.config.get(k)!r}' for k in {**saved['config'], **self.config} if saved['config'].get(k) != self.config.get(k)]
         if differ: raise ConfigError(f'{self.path} belongs to another run ({"; ".join(differ)}): delete it to start over')
-        for name,part in parts.items(): part.load_state_dict(saved[name])
-        set_random_state(saved['random'])
+        try:
+            for name,part in parts.items(): part.load_state_dict(saved[name])
+            set_random_state(saved['random'])
+        except (KeyError, ValueError, RuntimeError, TypeError) as e:
+            raise ModelError(f'{self.path} does not fit this run ({" ".join(str(e).split())[:120]}): delete it to start over') from None
         return True
 
     def clear(self): self.path.unlink(missing_ok=True)
 
-# %% ../nbs/03_train.ipynb #1962bc5c
-class _Nothing:
-    "Stands in a checkpoint for a schedule that is not there."
-    def state_dict(self): return {}
-    def load_state_dict(self, state): pass
-
+# %% ../nbs/03_train.ipynb #08a8841e
 def fit(
     model:nn.Module, # On `device`; ends with the weights of its best epoch
     train_dl:Iterable, # Yields `(x, y)`

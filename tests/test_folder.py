@@ -9,7 +9,9 @@ from cifar_nb.data import load_images
 
 def picture(path, size=(40, 30), colour="teal", mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
+    image = Image.new("RGB", size, colour)
+    image.paste("black", (0, 0, size[0] // 2, size[1]))
+    image.convert(mode).save(path)
 
 
 @pytest.fixture

@@ -74,6 +74,12 @@ def test_choose_with_the_keyboard(fresh):
     assert fresh.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone's window needs no sideways scrolling
 
 
+def test_dropped_text_is_no_picture(fresh):
+    fresh.evaluate("""() => { const words = new DataTransfer(); words.setData("text/plain", "cat");
+        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: words, bubbles: true, cancelable: true})); }""")
+    assert "no picture" in fresh.locator("#error").inner_text()
+
+
 @pytest.mark.parametrize("name, content, said", [("notes.txt", b"no picture", "not a picture"), ("half.png", png()[:200], "damaged"), ("empty.png", b"", "empty")])
 def test_errors_are_shown(fresh, name, content, said):
     send(fresh, "drop", "shape.png", png(), "image/png")

@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("cifar-nb")
 
 
 def start(out):
     args = ["train", "--data", "synthetic", "--epochs", "3", "--precision", "float32", "--seed", "3", "--out", str(out)]
-    return subprocess.Popen([sys.executable, "-m", "cifar_nb.cli", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_and_resumed_is_the_same_run(tmp_path):
@@ -40,6 +43,6 @@ def test_another_run_is_not_continued(tmp_path):
     process.stdout.readline()
     process.kill()
     process.wait()
-    done = subprocess.run([sys.executable, "-m", "cifar_nb.cli", "train", "--data", "synthetic", "--epochs", "3", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
+    done = subprocess.run([COMMAND, "train", "--data", "synthetic", "--epochs", "3", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "lr was 0.001, is now 0.1" in done.stderr

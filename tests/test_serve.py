@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -109,7 +110,7 @@ def test_documentation_needs_no_network(url):
 
 
 def test_the_command_serves_and_stops():
-    process = subprocess.Popen([sys.executable, "-m", "cifar_nb.cli", "serve", "--port", "0"], stderr=subprocess.PIPE, text=True, env={**os.environ, "CIFAR_NB_MODEL": "cifar10"})
+    process = subprocess.Popen([Path(sys.executable).with_name("cifar-nb"), "serve", "--port", "0"], stderr=subprocess.PIPE, text=True, env={**os.environ, "CIFAR_NB_MODEL": "cifar10"})
     try:
         line = process.stderr.readline()
         address = line.split("page ")[1].split("/  ")[0]

@@ -11,10 +11,11 @@ function complain(text) {
 }
 
 function show(answer) {
+  at("error").hidden = true;
   at("answer").textContent = `${answer.class_name}, ${percent(answer.confidence)}`;
   at("unsure").hidden = answer.in_distribution !== false;
   at("seen").src = answer.view;
-  at("seen").decode().then(() => { at("seen-size").textContent = `as the model sees it, ${at("seen").naturalWidth} × ${at("seen").naturalHeight}`; });
+  at("seen").decode().then(() => { at("seen-size").textContent = `as the model sees it, ${at("seen").naturalWidth} × ${at("seen").naturalHeight}`; }).catch(() => {});
   at("bars").tBodies[0].replaceChildren(...Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]).map(([name, p], i) => {
     const row = document.createElement("tr"), head = document.createElement("th"), middle = document.createElement("td"), end = document.createElement("td"), bar = document.createElement("div");
     head.scope = "row";
@@ -55,7 +56,7 @@ async function classify(file) {
 function take(files) {
   const file = [...files][0];
   if (file) classify(file);
-  else complain("There is no picture in that.");
+  else { latest++; complain("There is no picture in that."); }
 }
 
 at("choose").addEventListener("click", () => at("file").click());
