@@ -83,7 +83,7 @@ def save_model(
     with atomic_path(path) as part: part.write_bytes(data[:place[0]] + digest + data[place[1]:])
     return Path(path)
 
-# %% ../nbs/05_predict.ipynb #60a5c0e4
+# %% ../nbs/05_predict.ipynb #3650df39
 def parse_model(
     data:bytes, # A whole model file
 )->tuple[nn.Module, ModelCard]: # On the CPU, in evaluation mode
@@ -98,13 +98,13 @@ def parse_model(
     fields = json.loads(header['__metadata__']['card'])
     del fields['sha256']
     card = ModelCard.model_validate_json(json.dumps(fields))
-    with torch.device('meta'):
-        model = create_model(card.architecture, **card.arguments).eval()
-        n = model(torch.zeros(1, 3, card.input_size, card.input_size)).shape[-1]
-    if n != len(card.classes): raise ValueError(f'the network gives {n} scores, the card names {len(card.classes)} classes')
+    with torch.device('meta'): model = create_model(card.architecture, **card.arguments)
     model.load_state_dict(weights, assign=True)
+    model.eval().requires_grad_(False)
     if not all(v.isfinite().all() for v in weights.values()): raise ValueError('some of its weights are infinite or not numbers')
-    return model.requires_grad_(False),card
+    n = model(torch.zeros(1, 3, card.input_size, card.input_size)).shape[-1]
+    if n != len(card.classes): raise ValueError(f'the network gives {n} scores, the card names {len(card.classes)} classes')
+    return model,card
 
 def read_model(
     path:Path|str, # A .safetensors file
