@@ -7,7 +7,7 @@ from cifar_nb.core import DatasetError
 from cifar_nb.data import load_images
 
 
-def picture(path, size=(40, 30), colour="teal", mode="RGB"):
+def picture(path, size=(40, 30), colour="wheat", mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, colour)
     image.paste("black", (0, 0, size[0] // 2, size[1]))
@@ -41,6 +41,12 @@ def test_train_and_test_folders_are_used(tmp_path):
 def test_a_broken_picture_is_named(pets):
     (pets / "cat" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much")
     with pytest.raises(DatasetError, match="3.png: the picture is damaged"): load_images(str(pets))
+
+
+def test_a_channel_without_spread_is_named(tmp_path):
+    for kind in ("a", "b"):
+        for i in range(5): picture(tmp_path / kind / f"{i}.png", colour="teal")  # no red anywhere
+    with pytest.raises(DatasetError, match="the red of all training pictures"): load_images(str(tmp_path))
 
 
 @pytest.mark.parametrize("build, said", [

@@ -22,9 +22,13 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path.name} imports relatively"
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            module = ".".join(filter(None, ["cifar_nb"] * (node.level > 0) + [node.module]))  # nbdev writes `from .core import …`
+            names = [module, *(f"{module}.{a.name}" for a in node.names)]
         yield from {n.split(".")[1] for n in names if n.startswith("cifar_nb.")}
+
+
+def test_imports_are_seen():
+    assert set(imported(ROOT / "cifar_nb" / "predict.py")) & set(FLOORS) == {"core", "data", "models"}
 
 
 @pytest.mark.parametrize("name", sorted(FLOORS))
