@@ -5,6 +5,7 @@ import io
 import pytest
 from browser import page
 from PIL import Image
+from playwright.sync_api import expect
 
 from cifar_nb.core import Settings
 from cifar_nb.data import synthetic
@@ -50,13 +51,13 @@ def check_answer(tab):
     assert tab.locator("#bars tr").count() == 10
     assert tab.locator("#bars tr.first th").inner_text() == tab.locator("#answer").inner_text().split(",")[0]
     assert tab.locator("#bars tr.first td").last.inner_text() in tab.locator("#answer").inner_text()
-    tab.wait_for_function("document.getElementById('seen').naturalWidth === 32")
-    tab.wait_for_function("document.getElementById('sent').naturalWidth === 90")
+    for picture, width in (("#seen", 32), ("#sent", 90)):  # not wait_for_function: it polls with eval, which the page's policy forbids
+        assert tab.locator(picture).evaluate("image => image.decode().then(() => image.naturalWidth)") == width
     assert not tab.locator("#error").is_visible()
 
 
 def test_it_says_what_it_knows(fresh):
-    fresh.wait_for_function("document.getElementById('model').textContent.includes('airplane')")
+    expect(fresh.locator("#model")).to_contain_text("airplane")
     assert "right on" in fresh.locator("#model").inner_text()
 
 
