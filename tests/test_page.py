@@ -5,7 +5,7 @@ import io
 import pytest
 from browser import page
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 from cifar_nb.core import Settings
 from cifar_nb.data import synthetic
@@ -68,8 +68,13 @@ def test_drop_and_paste(fresh, event):
 
 
 def test_choose_with_the_keyboard(fresh):
-    fresh.locator("#choose").focus()
-    with fresh.expect_file_chooser() as chooser: fresh.keyboard.press("Enter")
+    fresh.bring_to_front()
+    for last in (False, False, True):  # on a loaded machine the first key can come before the window has the focus
+        try:
+            with fresh.expect_file_chooser(timeout=6000) as chooser: fresh.locator("#choose").press("Enter")
+            break
+        except TimeoutError:
+            if last: raise
     chooser.value.set_files(dict(name="shape.png", mimeType="image/png", buffer=png()))
     check_answer(fresh)
     assert fresh.evaluate("document.documentElement.scrollWidth <= innerWidth")  # a phone's window needs no sideways scrolling
