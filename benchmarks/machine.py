@@ -8,6 +8,8 @@ import torch
 from cifar_nb.core import atomic_path, source_revision
 from cifar_nb.predict import library_versions
 
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
 
 def processor():
     "The processor's name, as the system gives it."
@@ -18,5 +20,5 @@ def processor():
 def write(name, **result):
     "results/NAME.json: the result after the conditions that it was measured under."
     conditions = dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=source_revision(), versions=library_versions())
-    with atomic_path(Path(__file__).resolve().parent.parent / "results" / f"{name}.json") as part:
+    with atomic_path(RESULTS / f"{name}.json") as part:
         part.write_text(json.dumps({**conditions, **result}, indent=1) + "\n", encoding="utf-8")

@@ -475,17 +475,18 @@ class BatchLoader:
         augment:Callable|None=None, # uint8 (B,3,H,W) to the same; random numbers for each image
         shuffle:bool=False, # A new order each pass
         device:str='cpu', # Where the bytes stay and the batches are made
+        drop_last:bool=False, # Leave out a last batch that is not full
     ):
         if not 1 <= batch_size <= len(images): raise DatasetError(f'batch size {batch_size} does not fit {len(images):,} pictures: use 1 to {len(images):,}')
-        self.images,self.batch_size,self.augment,self.shuffle = images,batch_size,augment,shuffle
+        self.images,self.batch_size,self.augment,self.shuffle,self.drop_last = images,batch_size,augment,shuffle,drop_last
         self.pixels,self.labels = images.pixels.to(device),images.labels.to(device)
 
-    def __len__(self): return -(-len(self.images)//self.batch_size)
+    def __len__(self): return len(self.images)//self.batch_size if self.drop_last else -(-len(self.images)//self.batch_size)
 
     def __iter__(self)->Iterator[tuple[Tensor, Tensor]]: # `x` float32 (B,3,H,W), `y` int64 (B,)
         n,device = len(self.images),self.pixels.device
         order = torch.randperm(n, device=device) if self.shuffle else torch.arange(n, device=device)
-        for which in order.split(self.batch_size):
+        for which in order.split(self.batch_size)[:len(self)]:
             x = self.pixels[which]
             if self.augment: x = self.augment(x)
             yield normalize(x, self.images.mean, self.images.std).contiguous(memory_format=torch.channels_last), self.labels[which]

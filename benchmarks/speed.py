@@ -1,0 +1,158 @@
+"""How fast to which accuracy: trains a fast recipe several times, with different seeds, and measures everything about it.
+
+    python benchmarks/speed.py run speed94                            five runs; goes on with results/speed94.json if it is of the same revision
+    python benchmarks/speed.py run speed94 --runs 20 --device cuda    the same on a GPU, into results/speed94_cuda.json
+    python benchmarks/speed.py plain                                  torchvision's ResNet-18 in a plain loop, and the loaders, beside ours
+
+Trains on all 50,000 training pictures and tests on the official 10,000. No choice is made here.
+"""
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from machine import RESULTS, write
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import CIFAR10
+from torchvision.models import resnet18
+from torchvision.transforms import v2
+
+from cifar_nb.core import Settings, best_device, seed_everything, source_revision
+from cifar_nb.data import BatchLoader, load_images
+from cifar_nb.evaluate import evaluate
+from cifar_nb.recipes import find_recipe
+from cifar_nb.speed import SixViews, epoch_loader, falling, muon_for, prepared, size_in, speedrun
+from cifar_nb.train import Amp, best_precision, train_epoch
+
+app = typer.Typer(add_completion=False)
+# Student's t, 97.5%, for 1 to 30 degrees of freedom
+T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def summary(values):
+    "Mean, standard deviation, and the half-width of the mean's 95% confidence interval."
+    n = len(values)
+    sd = statistics.stdev(values) if n > 1 else math.nan
+    return dict(mean=statistics.mean(values), sd=sd, ci95=T[min(n, 31) - 2] * sd / n**.5) if n > 1 else dict(mean=values[0], sd=None, ci95=None)
+
+
+def flops_of(recipe, images, device):
+    "Of a whole training, optimiser included, by PyTorch's counter: one step at each size, times the steps."
+    few, total = images[:2 * recipe.batch_size], 0
+    steps = len(images) // recipe.batch_size
+    for size in {size_in(recipe, e) for e in range(recipe.epochs)}:
+        epochs = [e for e in range(recipe.epochs) if size_in(recipe, e) == size]
+        model = prepared(few, recipe).to(device)
+        opt = muon_for(model, recipe)
+        batch = next(iter(epoch_loader(few, recipe, epochs[0], device)))
+        if recipe.hard < 1: batch = [part[:math.ceil(recipe.hard * len(part))] for part in batch]  # the proxy's own work is left out
+        with FlopCounterMode(display=False) as counter: train_epoch(model, [batch], opt, device=device)
+        total += counter.get_total_flops() * steps * len(epochs)
+    return total
+
+
+def wait(device):
+    if device.startswith("cuda"): torch.cuda.synchronize()
+
+
+def one_run(recipe, device):
+    "Train and test once; seconds by phase."
+    clock = [time.perf_counter()]
+    def tick():
+        wait(device)
+        clock.append(time.perf_counter())
+
+    train = load_images(recipe.data)
+    train = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
+    tick()
+    model, history = speedrun(recipe, train, device, on_epoch=lambda h: print(f"  epoch {len(h)}: {h.rows[-1]['size']} px, loss {h.rows[-1]['train_loss']:.3f}, {h.rows[-1]['seconds']:.1f} s", flush=True))
+    tick()
+    test = load_images(recipe.data, "test")
+    def accuracy(model):
+        with Amp(device, recipe.precision).autocast(): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device).accuracy
+    twice = accuracy(SixViews(model))
+    tick()
+    once = accuracy(model)
+    load, training, testing = (b - a for a, b in zip(clock, clock[1:]))
+    return dict(seed=recipe.seed, accuracy=once, accuracy_tta=twice, seconds_from_disk=load + training + testing, seconds_from_device=training + testing, seconds_training=training,
+                seconds_loading=load, seconds_testing=testing, images_per_second=recipe.epochs * (len(train) // recipe.batch_size) * recipe.batch_size / training,
+                first_epoch_seconds=history.rows[0]["seconds"])
+
+
+@app.command()
+def plain(rounds: int = 3, n: int = 1500):
+    "torchvision's ResNet-18 in a plain PyTorch loop, and torchvision's loader, beside ours in turns."
+    seed_everything(0)
+    images, precision = load_images("cifar10"), best_precision()
+    recipe = replace(find_recipe("speed94"), precision=precision)
+    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
+    files = DataLoader(Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(n)), 125, shuffle=True)
+
+    def resnet():
+        model = resnet18(num_classes=10)
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()  # the usual stem for 32 pixels
+        opt = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
+        start = time.perf_counter()
+        for x, y in files:
+            loss = F.cross_entropy(model(x), y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        return n / (time.perf_counter() - start)
+
+    def ours():
+        few = images[:4 * n]
+        model = prepared(few, recipe)
+        opt = muon_for(model, recipe)
+        start = time.perf_counter()
+        train_epoch(model, epoch_loader(few, recipe, recipe.epochs - 1, "cpu"), opt, amp=Amp("cpu", precision), sched=falling(opt, 10**6))
+        return len(few) / (time.perf_counter() - start)
+
+    def loading(dl, n):
+        start = time.perf_counter()
+        for _ in dl: pass
+        return n / (time.perf_counter() - start)
+
+    sides = {"resnet18, plain loop": resnet, "speed94, 32 px": ours, "loading, DataLoader": lambda: loading(files, n), "loading, ours": lambda: loading(epoch_loader(images, recipe, recipe.epochs - 1, "cpu"), len(images))}
+    seen = {name: [] for name in sides}
+    for i in range(rounds):
+        for name, measure in sides.items(): seen[name].append(measure())
+        print(f"round {i + 1}: " + ", ".join(f"{name} {v[-1]:,.0f}" for name, v in seen.items()) + " images/s", flush=True)
+    write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision=precision, images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
+
+
+@app.command()
+def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
+    "Train a fast recipe with seeds 0, 1, …, and write results/NAME.json after each run."
+    device = best_device(device)
+    precision = best_precision(device) if precision == "auto" else precision
+    recipe = find_recipe(name, held_out=0, precision=precision, compiled=compiled, epochs=epochs)
+    out = f"{name}{'_' + device.partition(':')[0] if device != 'cpu' else ''}{'_compiled' if compiled else ''}"
+    path, recorded = RESULTS / f"{out}.json", json.loads(json.dumps(asdict(recipe)))
+    done = []
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old["recipe"] == recorded and old["revision"] == source_revision(): done = old["every_run"]
+    flops = flops_of(recipe, load_images(recipe.data), device)
+    for seed in range(len(done), runs):
+        print(f"{name}, seed {seed}, {device}, {precision}", flush=True)
+        done.append(one_run(replace(recipe, seed=seed), device))
+        peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        columns = {k: summary([run[k] for run in done]) for k in done[0] if k != "seed"}
+        write(out, what="a fast recipe from data on disk to test accuracy; accuracy as a share, time in seconds", device=device if device == "cpu" else torch.cuda.get_device_name(device), runs=len(done),
+              **columns, petaflop=flops / 1e15, gigaflop_per_second=flops / 1e9 / columns["seconds_training"]["mean"], peak_memory_gigabytes=peak / 1e9, recipe=recorded, every_run=done)
+        last = done[-1]
+        print(f"  {last['accuracy']:.2%}, {last['accuracy_tta']:.2%} with test-time augmentation, {last['seconds_from_disk']:.0f} s from disk, {last['images_per_second']:,.0f} images/s", flush=True)
+
+
+if __name__ == "__main__": app()
