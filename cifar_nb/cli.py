@@ -82,6 +82,7 @@ def train(
     seed:Annotated[int, typer.Option(min=0, max=2**32-1, help='Of all random numbers')]=0,
     size:Annotated[int|None, typer.Option(min=8, max=1024, help='Height and width that pictures of a folder are fitted to [else 32]')]=None,
     out:Annotated[Path|None, typer.Option(help='The model file to write [else RECIPE.safetensors in the models folder]')]=None,
+    half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     fresh:Annotated[bool, typer.Option('--fresh', help='Start over instead of resuming an unfinished run')]=False,
     device:Device=None,
     data_dir:DataDir=None,
@@ -105,7 +106,7 @@ def train(
     note = f'{recipe} on {device_note(where)} {precision}.'
     if resumes: note += f' Resuming {checkpoint.path}; --fresh starts over.'
     print(note, file=sys.stderr)
-    card,report = run_recipe(chosen, out, settings, fresh, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
+    card,report = run_recipe(chosen, out, settings, fresh, half, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
     print(report.table())
     parts = [f'{card.validation_accuracy:.2%} of the held-out pictures'] if card.validation_accuracy is not None else []
     parts += [f'{card.test_accuracy:.2%} of the test pictures'] + ([f'{card.test_accuracy_tta:.2%} of them with test-time augmentation'] if card.test_accuracy_tta is not None else [])

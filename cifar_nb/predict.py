@@ -73,9 +73,10 @@ def save_model(
     model:nn.Module, # Its weights are saved as they are
     card:ModelCard, # Must describe it
     path:Path|str, # Ends in .safetensors
+    half:bool=False, # Weights with 16 bits: half the size, three to four digits; they are read back as 32
 )->Path: # `path`
     "Write weights and card as one file, atomically."
-    weights = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
+    weights = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
     text = json.dumps(dict(sha256='0'*64, **card.model_dump(mode='json')), separators=(',', ':'))
     data = tensors_to_bytes(weights, metadata=dict(card=text))
     place = DIGEST.search(data).span(1)

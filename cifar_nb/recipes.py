@@ -94,12 +94,13 @@ def card_for(
         input_size=recipe.size, recipe=dict(asdict(recipe), data=name), epochs=epochs, seed=recipe.seed, validation_accuracy=valid and valid.accuracy, test_accuracy=test.accuracy,
         test_accuracy_tta=second_look and second_look.accuracy, temperature=1, confidence_threshold=valid and valid.probabilities.amax(1).quantile(.05).item(), versions=library_versions(), revision=revision)
 
-# %% ../nbs/07_recipes.ipynb #92fac2ef
+# %% ../nbs/07_recipes.ipynb #914af9c2
 def run_recipe(
     recipe:SimpleRecipe|SpeedRecipe, # What to do
     out:Path, # The model file to write; the checkpoint lies beside it
     settings:Settings, # Where data is, and what to compute on
     fresh:bool=False, # Start over even if there is a checkpoint
+    half:bool=False, # Save 16-bit weights; what is tested is what is saved
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test pictures
     "Train, test once, save. Raises `ConfigError` or `DatasetError` for what cannot be trained."
@@ -112,9 +113,10 @@ def run_recipe(
     if fresh: checkpoint.clear()
     if isinstance(recipe, SimpleRecipe): model,history = train_simple(recipe, train, lambda m: judge(m, valid), device, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
+    if half: model = model.half().float()
     test = load_images(recipe.data, 'test', recipe.size, settings)
     report,second_look = judge(model, test),isinstance(recipe, SpeedRecipe) and judge(SixViews(model), test) or None
     card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, second_look, revision)
-    save_model(model, card, out)
+    save_model(model, card, out, half)
     checkpoint.clear()
     return card,report
