@@ -25,7 +25,7 @@ $(VENV)/.dev: $(VENV)/.package
 serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (ARGS="--port 8080" and other flags)
 	$(BIN)/cifar-nb serve $(ARGS)
 
-train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--epochs 10")
+train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--recipe speed94")
 	$(BIN)/cifar-nb train $(ARGS)
 
 test: $(VENV)/.dev  ## Run every test, offline, on drawn pictures; print where the time goes
@@ -39,9 +39,13 @@ notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, k
 readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md from nbs/index.ipynb
 	$(BIN)/python .github/readme.py
 
-benchmarks: $(VENV)/.dev  ## Measure, on the real data and a quiet machine; writes results/
+benchmarks: $(VENV)/.dev  ## Measure for hours, on the real data and a quiet machine; writes results/
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/ladder.py
+	$(BIN)/python benchmarks/speed.py plain
+	$(BIN)/python benchmarks/speed.py run speed94
+	$(BIN)/python benchmarks/speed.py run speed_cifar100 --runs 3
 
 clean:  ## Remove the environment and what builds leave behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -17,8 +17,12 @@ def processor():
     except (OSError, StopIteration): return sys.platform
 
 
+def conditions():
+    "What a result depends on beside itself."
+    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=source_revision(), versions=library_versions())
+
+
 def write(name, **result):
     "results/NAME.json: the result after the conditions that it was measured under."
-    conditions = dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=source_revision(), versions=library_versions())
     with atomic_path(RESULTS / f"{name}.json") as part:
-        part.write_text(json.dumps({**conditions, **result}, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({**conditions(), **result}, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py run speed94                            five runs; goes on with results/speed94.json if it is of the same revision
     python benchmarks/speed.py run speed94 --runs 20 --device cuda    the same on a GPU, into results/speed94_cuda.json
+    python benchmarks/speed.py layers                                 where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                                  torchvision's ResNet-18 in a plain loop, and the loaders, beside ours
 
 Trains on all 50,000 training pictures and tests on the official 10,000. No choice is made here.
@@ -18,7 +19,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
-from machine import RESULTS, write
+from machine import RESULTS, conditions, write
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,11 +27,11 @@ from torchvision.datasets import CIFAR10
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from cifar_nb.core import Settings, best_device, seed_everything, source_revision
+from cifar_nb.core import Settings, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe
-from cifar_nb.speed import SixViews, epoch_loader, falling, muon_for, prepared, size_in, speedrun
+from cifar_nb.speed import SixViews, epoch_loader, falling, muon_for, prepared, resized, size_in, speedrun
 from cifar_nb.train import Amp, best_precision, train_epoch
 
 app = typer.Typer(add_completion=False)
@@ -53,8 +54,8 @@ def flops_of(recipe, images, device):
     for size in {size_in(recipe, e) for e in range(recipe.epochs)}:
         epochs = [e for e in range(recipe.epochs) if size_in(recipe, e) == size]
         model = prepared(few, recipe).to(device)
-        opt = muon_for(model, recipe)
-        batch = next(iter(epoch_loader(few, recipe, epochs[0], device)))
+        opt = muon_for(model, recipe, recipe.batch_size)
+        batch = next(iter(epoch_loader(resized(few, size), recipe, epochs[0], device)))
         if recipe.hard < 1: batch = [part[:math.ceil(recipe.hard * len(part))] for part in batch]  # the proxy's own work is left out
         with FlopCounterMode(display=False) as counter: train_epoch(model, [batch], opt, device=device)
         total += counter.get_total_flops() * steps * len(epochs)
@@ -62,7 +63,7 @@ def flops_of(recipe, images, device):
 
 
 def wait(device):
-    if device.startswith("cuda"): torch.cuda.synchronize()
+    if device.startswith("cuda"): torch.cuda.synchronize(device)
 
 
 def one_run(recipe, device):
@@ -78,8 +79,7 @@ def one_run(recipe, device):
     model, history = speedrun(recipe, train, device, on_epoch=lambda h: print(f"  epoch {len(h)}: {h.rows[-1]['size']} px, loss {h.rows[-1]['train_loss']:.3f}, {h.rows[-1]['seconds']:.1f} s", flush=True))
     tick()
     test = load_images(recipe.data, "test")
-    def accuracy(model):
-        with Amp(device, recipe.precision).autocast(): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device).accuracy
+    def accuracy(model): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device).accuracy
     twice = accuracy(SixViews(model))
     tick()
     once = accuracy(model)
@@ -113,7 +113,7 @@ def plain(rounds: int = 3, n: int = 1500):
     def ours():
         few = images[:4 * n]
         model = prepared(few, recipe)
-        opt = muon_for(model, recipe)
+        opt = muon_for(model, recipe, recipe.batch_size)
         start = time.perf_counter()
         train_epoch(model, epoch_loader(few, recipe, recipe.epochs - 1, "cpu"), opt, amp=Amp("cpu", precision), sched=falling(opt, 10**6))
         return len(few) / (time.perf_counter() - start)
@@ -131,6 +131,45 @@ def plain(rounds: int = 3, n: int = 1500):
     write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision=precision, images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
 
 
+def fastest(f, times=7):
+    "Seconds of the fastest of some calls."
+    best = math.inf
+    for _ in range(times):
+        start = time.perf_counter()
+        f()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@app.command()
+def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
+    "Forward and backward of each layer on the CPU, and how near its GFLOP/s come to those of a large matrix product."
+    precision = best_precision() if precision == "auto" else precision
+    recipe, amp = find_recipe(name, precision=precision), Amp("cpu", precision)
+    images = load_images(recipe.data)[:5000]
+    model, inputs = prepared(images, recipe).train(), {}
+    modules = {n: m for n, m in model.named_modules() if not list(m.children())}
+    hooks = [m.register_forward_hook(lambda m, i, o, n=n: inputs.update({n: i[0].detach()})) for n, m in modules.items()]
+    x, _ = next(iter(BatchLoader(images, batch)))
+    with amp.autocast(): model(x)
+    for hook in hooks: hook.remove()
+    a = torch.randn(2048, 2048, dtype=amp.dtype or torch.float32)
+    peak = 2 * 2048**3 / fastest(lambda: a @ a) / 1e9
+    rows = []
+    for n, m in modules.items():
+        x = inputs[n].requires_grad_(n != "whiten")
+        with FlopCounterMode(display=False) as counter, amp.autocast(): y = m(x)
+        wanted = [t for t in (x, getattr(m, "weight", None)) if t is not None and t.requires_grad]
+        def forward(m=m, x=x):
+            with torch.no_grad(), amp.autocast(): m(x)
+        def backward(y=y, wanted=wanted): torch.autograd.grad(y, wanted, torch.ones_like(y), retain_graph=True)
+        ahead, back = fastest(forward), fastest(backward) if wanted and y.requires_grad else 0.
+        work = counter.get_total_flops() * (1 + len(wanted)) / 1e9
+        rows.append(dict(layer=n, kind=type(m).__name__, shape=list(y.shape[1:]), forward_ms=1e3 * ahead, backward_ms=1e3 * back, gigaflop=work, gigaflop_per_second=work / (ahead + back)))
+        print(f"{n:20} {1e3 * ahead:7.2f} {1e3 * back:7.2f} ms {work / (ahead + back):7.0f} GFLOP/s", flush=True)
+    write("layers", what=f"forward and backward of each layer of {name}, fastest of several calls", batch_size=batch, precision=precision, matrix_product_gigaflop_per_second=peak, layers=rows)
+
+
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
     "Train a fast recipe with seeds 0, 1, …, and write results/NAME.json after each run."
@@ -142,14 +181,15 @@ def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 
     done = []
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        if old["recipe"] == recorded and old["revision"] == source_revision(): done = old["every_run"]
+        now = {**conditions(), "recipe": recorded}
+        if "dirty" not in now["revision"] and all(old[k] == v for k, v in now.items()): done = old["every_run"]
     flops = flops_of(recipe, load_images(recipe.data), device)
     for seed in range(len(done), runs):
         print(f"{name}, seed {seed}, {device}, {precision}", flush=True)
         done.append(one_run(replace(recipe, seed=seed), device))
-        peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         columns = {k: summary([run[k] for run in done]) for k in done[0] if k != "seed"}
-        write(out, what="a fast recipe from data on disk to test accuracy; accuracy as a share, time in seconds", device=device if device == "cpu" else torch.cuda.get_device_name(device), runs=len(done),
+        write(out, what="a fast recipe from data on disk (in the system's cache) to the test accuracy of six views; accuracy as a share, time in seconds; imports and the first touch of the device are not counted", device=device if device == "cpu" else torch.cuda.get_device_name(device), runs=len(done),
               **columns, petaflop=flops / 1e15, gigaflop_per_second=flops / 1e9 / columns["seconds_training"]["mean"], peak_memory_gigabytes=peak / 1e9, recipe=recorded, every_run=done)
         last = done[-1]
         print(f"  {last['accuracy']:.2%}, {last['accuracy_tta']:.2%} with test-time augmentation, {last['seconds_from_disk']:.0f} s from disk, {last['images_per_second']:,.0f} images/s", flush=True)

@@ -70,7 +70,7 @@ def shown(row:dict)->str: # One line for the terminal
 
 @app.command()
 def train(
-    recipe:Annotated[str, typer.Option(help='simple, or speed94, speed96, speed_cifar100, which are faster and better')]='simple',
+    recipe:Annotated[str, typer.Option(help='simple, speed94, speed96 or speed_cifar100; the notebook 06_speed says what they reach')]='simple',
     data:Annotated[str|None, typer.Option(help=f"{DATA_HELP} [else the recipe's own]")]=None,
     epochs:Annotated[int|None, typer.Option(min=1, help="Passes over the training pictures [else the recipe's own, 18 for simple]")]=None,
     batch_size:Annotated[int|None, typer.Option(min=1, help="Pictures a step [else the recipe's own, 64 for simple]")]=None,

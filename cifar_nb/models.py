@@ -75,7 +75,7 @@ def conv_bn(
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), *between, norm)
 
 class SpeedBlock(nn.Module):
-    "Convolve, halve, then convolve on. (B,c_in,H,W) to (B,c_out,H/2,W/2)."
+    "Convolve, halve, then convolve on. (B,c_in,H,W) to (B,c_out,H/2,W/2), rounded down."
     def __init__(self,
         c_in:int, # Channels of the input
         c_out:int, # Channels of the output
@@ -106,6 +106,7 @@ class SpeedNet(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         self.blocks = nn.Sequential(*(SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)))
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
+        nn.init.normal_(self.head.weight)
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))

@@ -48,7 +48,7 @@ class ModelCard(BaseModel):
     recipe:dict[str, Any] = Field(description='Everything that was chosen for the training')
     epochs:int = Field(ge=1, description='Passes that were made over the training pictures')
     seed:int = Field(description='Of the random numbers')
-    validation_accuracy:Unit|None = Field(description='Top-1, on the pictures that the best epoch was chosen by')
+    validation_accuracy:Unit|None = Field(description='Top-1 on held-out training pictures, which choices were made by; null if none were held out')
     test_accuracy:Unit|None = Field(description='Top-1 on the test pictures, without test-time augmentation')
     test_accuracy_tta:Unit|None = Field(description='The same with test-time augmentation; null if there is none')
     temperature:float = Field(ge=.01, le=100, description='Logits are divided by it before softmax; 1 leaves them')

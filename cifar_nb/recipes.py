@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'SimpleRecipe', 'train_simple', 'find_recipe', 'card_for', 'run_recipe']
 
-# %% ../nbs/07_recipes.ipynb #41855be8
+# %% ../nbs/07_recipes.ipynb #be0f140c
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from .core import ConfigError, Settings, best_device, seed_everything, source_revision
 from .data import ARCHIVES, BatchLoader, Images, augment_standard, load_images, train_val_split
-from .evaluate import Report, evaluate
+from .evaluate import Report, calibrate, evaluate
 from .models import create_model
 from .predict import ModelCard, library_versions, save_model
 from .speed import SixViews, SpeedRecipe, speedrun
@@ -78,23 +78,25 @@ def find_recipe(
     if unknown := sorted(given.keys() - known): raise ConfigError(f'the recipe {name} has no {", ".join(unknown)}; it has {", ".join(sorted(known))}')
     return replace(recipe, **given)
 
-# %% ../nbs/07_recipes.ipynb #06f9bda9
+# %% ../nbs/07_recipes.ipynb #1dd10a5f
 def card_for(
     recipe:SimpleRecipe|SpeedRecipe,
     train:Images, # What it learned from
     epochs:int, # Passes that were made
     valid:Report|None, # On held-out pictures, if there were any
     test:Report, # On the test pictures
-    second_look:Report|None, # The same with test-time augmentation, if that was asked for
+    six_views:Report|None, # The same with test-time augmentation, if that was asked for
     revision:str, # Of the source at the start of the run
 )->ModelCard:
     "Everything that a model file says about itself."
+    temperature = calibrate(valid) if valid else 1.
+    familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
     name = recipe.data if recipe.data in (*ARCHIVES, 'synthetic') else Path(recipe.data).resolve().name  # the card names no folder of this machine
     return ModelCard(schema_version=1, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=train.mean, std=train.std,
-        input_size=recipe.size, recipe=dict(asdict(recipe), data=name), epochs=epochs, seed=recipe.seed, validation_accuracy=valid and valid.accuracy, test_accuracy=test.accuracy,
-        test_accuracy_tta=second_look and second_look.accuracy, temperature=1, confidence_threshold=valid and valid.probabilities.amax(1).quantile(.05).item(), versions=library_versions(), revision=revision)
+        input_size=recipe.size, recipe=dict(asdict(recipe), data=name), epochs=epochs, seed=recipe.seed, validation_accuracy=valid.accuracy if valid else None, test_accuracy=test.accuracy,
+        test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
-# %% ../nbs/07_recipes.ipynb #914af9c2
+# %% ../nbs/07_recipes.ipynb #36e54a42
 def run_recipe(
     recipe:SimpleRecipe|SpeedRecipe, # What to do
     out:Path, # The model file to write; the checkpoint lies beside it
@@ -115,8 +117,8 @@ def run_recipe(
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
     if half: model = model.half().float()
     test = load_images(recipe.data, 'test', recipe.size, settings)
-    report,second_look = judge(model, test),isinstance(recipe, SpeedRecipe) and judge(SixViews(model), test) or None
-    card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, second_look, revision)
+    report,six_views = judge(model, test),judge(SixViews(model), test) if isinstance(recipe, SpeedRecipe) else None
+    card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, six_views, revision)
     save_model(model, card, out, half)
     checkpoint.clear()
     return card,report

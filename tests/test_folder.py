@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_nb.core import DatasetError
+from cifar_nb.core import DatasetError, Settings
 from cifar_nb.data import load_images
+from cifar_nb.recipes import find_recipe, run_recipe
 
 
 def picture(path, size=(40, 30), colour="wheat", mode="RGB"):
@@ -59,3 +60,36 @@ def test_a_channel_without_spread_is_named(tmp_path):
 def test_says_what_is_wrong(tmp_path, build, said):
     build(tmp_path)
     with pytest.raises(DatasetError, match=said): load_images(str(tmp_path))
+
+
+@pytest.fixture
+def snow(tmp_path):
+    "Two classes of coloured noise, one brighter; enough for a few steps."
+    rng = np.random.default_rng(0)
+    for k, kind in enumerate(("dim", "bright")):
+        (tmp_path / kind).mkdir()
+        for i in range(40): Image.fromarray(rng.integers(60 * k, 160 + 60 * k, (40, 40, 3), np.uint8)).save(tmp_path / kind / f"{i}.png")
+    return tmp_path
+
+
+def fast(folder, tmp_path, **changes):
+    recipe = find_recipe("speed94", **{"data": str(folder), "epochs": 2, "batch_size": 8, "widths": (8, 8, 8), **changes})
+    return run_recipe(recipe, tmp_path / "out" / "m.safetensors", Settings(device="cpu"))
+
+
+def test_the_fast_recipe_learns_a_folder(snow, tmp_path_factory):
+    card, report = fast(snow, tmp_path_factory.mktemp("out"), size=40)
+    assert card.classes == ("bright", "dim") and card.input_size == 40 and report.accuracy > .8
+
+
+@pytest.mark.parametrize("spoil, changes, said", [
+    (lambda p: [Image.open(f).convert("L").save(f) for f in p.rglob("*.png")], {}, "are the pictures grey"),
+    (lambda p: (p / "dim" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much"), {}, "dim.7.png: the picture is damaged"),
+    (lambda p: [f.unlink() for f in p.glob("dim/*")] and (p / "dim").rmdir(), {}, "1 class folders; at least 2"),
+    (lambda p: None, dict(batch_size=1000), "batch size 1000 does not fit"),
+])
+def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, spoil, changes, said):
+    spoil(snow)
+    out = tmp_path_factory.mktemp("out")
+    with pytest.raises(DatasetError, match=said): fast(snow, out, **changes)
+    assert not list(out.rglob("*.safetensors"))

@@ -43,7 +43,7 @@ def test_every_module_is_a_notebook():
 
 
 CALLS = dict(core="m.seed_everything(1); m.Settings.read()", data="m.synthetic('test')", models="m.create_model('simple_cnn')", train="m.best_precision('cpu')",
-             evaluate="import torch; m.Report(torch.eye(3), torch.arange(3), ('a', 'b', 'c')).table()", predict="m.Predictor.load('cifar10')", serve="m.create_app()", cli="m.app")
+             evaluate="import torch; m.Report(torch.eye(3), torch.arange(3), ('a', 'b', 'c')).table()", predict="m.Predictor.load('cifar10')", speed="m.orthogonalize(__import__('torch').eye(3))", recipes="m.find_recipe('speed94')", serve="m.create_app()", cli="m.app")
 
 
 @pytest.mark.parametrize("name", sorted(FLOORS))
@@ -54,6 +54,10 @@ def test_each_module_stands_alone(name):
 def test_a_prediction_loads_no_more_than_it_needs():
     code = "import sys, cifar_nb.cli, cifar_nb.predict; print(*{m.partition('.')[0] for m in sys.modules} & {'matplotlib', 'torchmetrics', 'torchvision', 'fastapi', 'uvicorn', 'IPython'})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_bundled_models_are_small():
+    assert sum(p.stat().st_size for p in ROOT.glob("cifar_nb/weights/*.safetensors")) < 12e6
 
 
 def test_public_functions_are_documented():

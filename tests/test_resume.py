@@ -7,20 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 COMMAND = Path(sys.executable).with_name("cifar-nb")
 
 
-def start(out):
-    args = ["train", "--data", "synthetic", "--epochs", "3", "--precision", "float32", "--seed", "3", "--out", str(out)]
+def start(out, recipe="simple"):
+    args = ["train", "--recipe", recipe, "--data", "synthetic", "--epochs", "3", "--batch-size", "100", "--precision", "float32", "--seed", "3", "--out", str(out)]
     return subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_and_resumed_is_the_same_run(tmp_path):
-    calm = start(tmp_path / "calm.safetensors")
+@pytest.mark.parametrize("recipe", ["simple", "speed94"])
+def test_killed_and_resumed_is_the_same_run(tmp_path, recipe):
+    calm = start(tmp_path / "calm.safetensors", recipe)
     assert calm.wait(300) == 0, calm.stderr.read()
     kills, resumed, out = 0, False, tmp_path / "killed.safetensors"
     for _ in range(12):
-        process = start(out)
+        process = start(out, recipe)
         if kills < 2:
             process.stdout.readline()  # an epoch is done, the next one runs
             time.sleep(random.uniform(0, .8))
@@ -43,6 +46,6 @@ def test_another_run_is_not_continued(tmp_path):
     process.stdout.readline()
     process.kill()
     process.wait()
-    done = subprocess.run([COMMAND, "train", "--data", "synthetic", "--epochs", "3", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
+    done = subprocess.run([COMMAND, "train", "--data", "synthetic", "--epochs", "3", "--batch-size", "100", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
                           capture_output=True, text=True)
     assert done.returncode == 2 and "lr was 0.001, is now 0.1" in done.stderr
