@@ -17,11 +17,11 @@ from cifar_nb.recipes import SimpleRecipe, train_simple
 from cifar_nb.speed import SixViews, SpeedRecipe, speedrun
 from cifar_nb.train import best_precision
 
-SEEDS, N_TRAIN, N_VALID, EPOCHS = 3, 20_000, 5000, 6
+SEEDS, N_TRAIN, N_VALID, EPOCHS = 3, 20_000, 5000, 4
 device = best_device()
 precision = best_precision(device)
 whole = ()  # pictures in every epoch
-bottom = SpeedRecipe(widths=(32, 128, 128), epochs=EPOCHS, batch_size=250, precision=precision, zoom=whole, smoothing=0, whiten=False, identity=False, orthogonal=False, by_turns=False)
+bottom = SpeedRecipe(widths=(16, 64, 64), epochs=EPOCHS, batch_size=250, precision=precision, zoom=whole, smoothing=0, whiten=False, identity=False, orthogonal=False, by_turns=False)
 RUNGS = {
     "SpeedNet, SGD": {},
     "+ whitened first layer": dict(whiten=True),
