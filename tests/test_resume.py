@@ -8,22 +8,37 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from cifar_nb.data import synthetic
 
 COMMAND = Path(sys.executable).with_name("cifar-nb")
 
 
-def start(out, recipe="simple"):
-    args = ["train", "--recipe", recipe, "--data", "synthetic", "--epochs", "3", "--batch-size", "100", "--precision", "float32", "--seed", "3", "--out", str(out)]
+def start(out, recipe="simple", data="synthetic", batch_size=100):
+    args = ["train", "--recipe", recipe, "--data", str(data), "--epochs", "3", "--batch-size", str(batch_size), "--precision", "float32", "--seed", "3", "--out", str(out)]
     return subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture
+def dots(tmp_path_factory):
+    "A folder with few pictures, since the fast network is a large one."
+    root, shapes = tmp_path_factory.mktemp("dots"), synthetic("test")
+    for i in range(300):
+        path = root / shapes.classes[shapes.labels[i]] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(shapes.pixels[i].permute(1, 2, 0).numpy()).save(path)
+    return root
+
+
 @pytest.mark.parametrize("recipe", ["simple", "speed94"])
-def test_killed_and_resumed_is_the_same_run(tmp_path, recipe):
-    calm = start(tmp_path / "calm.safetensors", recipe)
+def test_killed_and_resumed_is_the_same_run(tmp_path, recipe, dots):
+    what = dict(recipe=recipe) if recipe == "simple" else dict(recipe=recipe, data=dots, batch_size=20)
+    calm = start(tmp_path / "calm.safetensors", **what)
     assert calm.wait(300) == 0, calm.stderr.read()
     kills, resumed, out = 0, False, tmp_path / "killed.safetensors"
     for _ in range(12):
-        process = start(out, recipe)
+        process = start(out, **what)
         if kills < 2:
             process.stdout.readline()  # an epoch is done, the next one runs
             time.sleep(random.uniform(0, .8))
