@@ -8,6 +8,7 @@ import torch
 from cifar_nb.core import atomic_path, source_revision
 from cifar_nb.predict import library_versions
 
+REVISION = source_revision()  # of the source that was loaded, whatever changes during a long run
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
@@ -19,7 +20,7 @@ def processor():
 
 def conditions():
     "What a result depends on beside itself."
-    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=source_revision(), versions=library_versions())
+    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=REVISION, versions=library_versions())
 
 
 def write(name, **result):

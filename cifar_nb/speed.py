@@ -173,7 +173,7 @@ class SixViews(nn.Module):
         views = (logits[unsure]+self.model(v.flip(3)))/4 + (both(around[:,:,:h,:w])+both(around[:,:,2:,2:]))/8
         return logits.index_copy(0, unsure, views)
 
-# %% ../nbs/06_speed.ipynb #ab5b721d
+# %% ../nbs/06_speed.ipynb #cfd22614
 class HardPart:
     "The hardest share of each batch of `dl`, as a proxy sees it, which learns on the way."
     def __init__(self,
@@ -186,8 +186,7 @@ class HardPart:
         sched=None, # Of the proxy, stepped when it learns
         every:int=4, # The proxy learns from one batch in so many
     ):
-        self.every = every
-        self.dl,self.share,self.proxy,self.opt,self.loss_fn,self.amp,self.sched = dl,share,proxy,opt,loss_fn,amp,sched
+        self.dl,self.share,self.proxy,self.opt,self.loss_fn,self.amp,self.sched,self.every = dl,share,proxy,opt,loss_fn,amp,sched,every
 
     def __len__(self): return len(self.dl)
 
