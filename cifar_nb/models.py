@@ -97,7 +97,7 @@ class SpeedNet(nn.Module):
     def __init__(self,
         n_classes:int=10, # Scores to give
         size:int=32, # Smallest height and width that it will see
-        widths:tuple[int, ...]=(48, 192, 320), # Channels after each block
+        widths:tuple[int, ...]=(64, 256, 256), # Channels after each block
         depth:int=2, # Convolutions a block
     ):
         super().__init__()

@@ -64,7 +64,7 @@ RECIPES = {
     'simple': SimpleRecipe(),
     'speed94': SpeedRecipe(),
     'speed96': SpeedRecipe(widths=(128, 384, 512), depth=3, epochs=40, batch_size=1000, shift=4, cutout=12, hard=.5),
-    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(64, 256, 384), epochs=16, smoothing=.3),
+    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(64, 256, 384), epochs=12, smoothing=.3),
 }
 
 def find_recipe(

@@ -206,10 +206,10 @@ class SpeedRecipe:
     size:int=32                   # Height and width in pixels
     architecture:str='speed_net'  # A name for `create_model`
     held_out:float=.1             # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
-    widths:tuple[int, ...]=(48, 192, 320)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
+    widths:tuple[int, ...]=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
     depth:int=2                   # Convolutions a block
     epochs:int=9                  # Passes over the pictures
-    zoom:tuple[tuple[float, float], ...]=((.625, .34), (.8125, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
+    zoom:tuple[tuple[float, float], ...]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:int=250            # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
     lr:float=.15                  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
     momentum:float=.6             # Of Muon: short, since there are few steps
