@@ -9,7 +9,7 @@ __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE
            'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image', 'to_rgb', 'fit_image', 'class_folders',
            'read_folder', 'spread', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip',
            'augment_crop', 'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted',
-           'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'searched',
+           'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic',
            'find_policy', 'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows',
            'dataloaders', 'BatchLoader']
 
@@ -575,7 +575,7 @@ def each_cutout(
     return [*each_standard(size), v2.RandomErasing(1., (part, part), (1., 1.), value=128)]
 
 # %% ../nbs/01_data.ipynb #7ef35566
-def searched(
+def automatic(
     name:str, # Of a class in torchvision.transforms.v2
 )->Policy:
     "The standard policy, then one of torchvision's own."
@@ -590,9 +590,9 @@ POLICIES = {
     'standard': Policy(augment_standard, each_standard),
     'enhanced': Policy(augment_enhanced, each_enhanced),
     'cutout': Policy(lambda x: cutout(augment_standard(x), 3*x.shape[2]//8), each_cutout),
-    'auto_augment': searched('AutoAugment'),
-    'rand_augment': searched('RandAugment'),
-    'trivial_augment': searched('TrivialAugmentWide'),
+    'auto_augment': automatic('AutoAugment'),
+    'rand_augment': automatic('RandAugment'),
+    'trivial_augment': automatic('TrivialAugmentWide'),
 }
 
 def find_policy(
