@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'conv_block', 'side_after', 'SimpleCNN',
            'count_parameters', 'layer_table', 'multiply_adds', 'conv_norm', 'EnhancedCNN', 'SqueezeExcitation',
-           'SEBlock', 'SEResNet', 'UpsampledConv2d', 'resnet', 'conv_bn', 'SpeedBlock', 'SpeedNet', 'create_model']
+           'SEBlock', 'SEResNet', 'UpsampledConv2d', 'resnet', 'conv_bn', 'SpeedBlock', 'SpeedNet', 'create_model',
+           'transfer_', 'imagenet_weights']
 
 # %% ../nbs/02_models.ipynb #037e8374
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .core import ConfigError, Table
+from .core import ConfigError, ModelError, Table
 
 # %% ../nbs/02_models.ipynb #e9d1ae85
 def conv_block(
@@ -258,3 +261,35 @@ def create_model(
     if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
     try: return ARCHITECTURES[name](**arguments).to(memory_format=torch.channels_last)
     except (TypeError, ValueError, RuntimeError, IndexError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
+
+# %% ../nbs/02_models.ipynb #eb4b9431
+def transfer_(
+    model:nn.Module, # Changed in place, unless `ConfigError` is raised
+    weights:dict[str, Tensor], # From another model of the same architecture
+)->list[str]: # Names of the tensors that were left as they were
+    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half of the parameters would."
+    own = model.state_dict()
+    fits = {name: weights[name] for name,v in own.items() if name in weights and weights[name].shape == v.shape}
+    left = [name for name in own if name not in fits]
+    sizes = {name: p.numel() for name,p in model.named_parameters()}
+    share = sum(n for name,n in sizes.items() if name in fits)/sum(sizes.values())
+    if share < .5: raise ConfigError(f'only {share:.0%} of the parameters would fit; not {", ".join(left[:6])}{" and others" if len(left) > 6 else ""}: use weights of the same architecture with the same arguments')
+    model.load_state_dict(fits, strict=False)
+    return left
+
+# %% ../nbs/02_models.ipynb #8f49b9e7
+def imagenet_weights(
+    architecture:str, # One of `RESNETS`
+)->dict[str, Tensor]: # For `transfer_`
+    "torchvision's best ImageNet weights, downloaded where they are not on disk. Raises `ModelError` that says which file to put where, and `ConfigError` where there are none."
+    if architecture not in RESNETS: raise ConfigError(f'there are no ImageNet weights for {architecture}: they exist for {", ".join(RESNETS)}; begin with random weights')
+    from torchvision.models import get_model_weights  # slow to import, see `resnet`
+    source = get_model_weights(architecture).DEFAULT
+    path = Path(torch.hub.get_dir())/'checkpoints'/source.url.rpartition('/')[2]
+    try:
+        weights = source.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, map_location='cpu', weights_only=True)
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()): raise ValueError('not a dictionary of tensors')
+        return weights
+    except Exception as e:
+        if path.exists(): raise ModelError(f'{path} cannot be used: it is damaged, or holds more than tensors; delete it to have it downloaded anew, or begin with random weights') from None
+        raise ModelError(f'the ImageNet weights of {architecture} cannot be downloaded ({" ".join(str(e).split())[:200]}): put {path.name} from {source.url} into {path.parent}, or begin with random weights') from None
