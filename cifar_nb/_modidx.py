@@ -232,6 +232,7 @@ d = { 'settings': { 'branch': 'main',
                                 'cifar_nb.train._Nothing.state_dict': ('train.html#_nothing.state_dict', 'cifar_nb/train.py'),
                                 'cifar_nb.train.best_precision': ('train.html#best_precision', 'cifar_nb/train.py'),
                                 'cifar_nb.train.fit': ('train.html#fit', 'cifar_nb/train.py'),
+                                'cifar_nb.train.in_groups': ('train.html#in_groups', 'cifar_nb/train.py'),
                                 'cifar_nb.train.noop': ('train.html#noop', 'cifar_nb/train.py'),
                                 'cifar_nb.train.step_seconds': ('train.html#step_seconds', 'cifar_nb/train.py'),
                                 'cifar_nb.train.train_epoch': ('train.html#train_epoch', 'cifar_nb/train.py')}}}
