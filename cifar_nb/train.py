@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'SCHEDULES', 'Amp', 'step_seconds', 'best_precision', 'LossMeter', 'in_groups', 'noop', 'train_epoch',
            'RateCurve', 'smoothed', 'find_lr', 'constant', 'linear', 'glide', 'cosine', 'one_cycle', 'step_decay',
-           'schedule_for', 'EarlyStopping', 'History', 'Checkpointer', 'fit']
+           'schedule_for', 'EarlyStopping', 'History', 'Checkpointer', 'averaged', 'following', 'fit']
 
 # %% ../nbs/03_train.ipynb #a83b7af9
 import copy
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import ConfigError, ModelError, Table, TrainingDiverged, atomic_path, progress, random_state, set_random_state
 
@@ -365,6 +366,25 @@ class Checkpointer:
 
     def clear(self): self.path.unlink(missing_ok=True)
 
+# %% ../nbs/03_train.ipynb #975a91b6
+def averaged(
+    model:nn.Module, # On its device; copied
+    decay:float, # Share of itself that the copy keeps at each step; its memory is about 1/(1-decay) steps
+)->AveragedModel: # Equals the model after the first update, then lags behind
+    "A copy for an exponential moving average of weights and buffers. Raises `ConfigError` for a share out of range."
+    if not 0 <= decay < 1: raise ConfigError(f'an average that keeps {decay} of itself: use a share from 0 to below 1, such as 0.99')
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+def following(
+    average:AveragedModel, # Moved after each optimiser step
+    watch:Callable=noop, # Sees each batch after it
+)->Callable: # A watcher
+    "Let `average` follow the model that it is shown."
+    def follow(**seen):
+        if seen['stepped']: average.update_parameters(seen['model'])
+        watch(**seen)
+    return follow
+
 # %% ../nbs/03_train.ipynb #08a8841e
 def fit(
     model:nn.Module, # On `device`; ends with the weights of its best epoch
@@ -378,6 +398,7 @@ def fit(
     sched=None, # Stepped after each optimiser step
     clip:float|None=None, # Largest gradient norm
     accumulate:int=1, # Batches whose gradients make one step
+    average:float|None=None, # Validate and keep an average of the weights that keeps this share of itself at each step; None is off
     stopper:EarlyStopping|None=None, # None keeps the most accurate epoch and never stops
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
     watch:Callable=noop, # Sees each batch
@@ -387,14 +408,18 @@ def fit(
     if epochs < 1: raise ConfigError(f'{epochs} epochs train nothing: use 1 or more')
     amp,stopper,history = amp or Amp(device), stopper or EarlyStopping(), History()
     parts = dict(model=model, opt=opt, sched=sched or _Nothing(), scaler=amp.scaler, stopper=stopper, history=history)
+    judged = model
+    if average is not None:
+        parts['average'] = averaged(model, average)
+        judged,watch = parts['average'].module,following(parts['average'], watch)
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
         epoch,start = len(history)+1,time.perf_counter()
         bar = progress(train_dl, desc=f'epoch {epoch}/{epochs}')
         try: loss = train_epoch(model, bar, opt, loss_fn, device, amp, sched, clip, accumulate, watch)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch}, {e}') from None
-        report = validate(model)
-        stopper.update(report, model)
+        report = validate(judged)
+        stopper.update(report, judged)
         history.add(epoch=epoch, train_loss=loss, valid_loss=report.loss, valid_accuracy=report.accuracy,
                     lr=opt.param_groups[0]['lr'], seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
