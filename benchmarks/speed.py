@@ -31,8 +31,8 @@ from cifar_nb.core import Settings, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe
-from cifar_nb.speed import SixViews, epoch_loader, falling, muon_for, prepared, resized, size_in, speedrun
-from cifar_nb.train import Amp, best_precision, train_epoch
+from cifar_nb.speed import SixViews, epoch_loader, muon_for, prepared, resized, size_in, speedrun
+from cifar_nb.train import Amp, best_precision, schedule_for, train_epoch
 
 app = typer.Typer(add_completion=False)
 # Student's t, 97.5%, for 1 to 30 degrees of freedom
@@ -115,7 +115,7 @@ def plain(rounds: int = 3, n: int = 1500):
         model = prepared(few, recipe)
         opt = muon_for(model, recipe, recipe.batch_size)
         start = time.perf_counter()
-        train_epoch(model, epoch_loader(few, recipe, recipe.epochs - 1, "cpu"), opt, amp=Amp("cpu", precision), sched=falling(opt, 10**6))
+        train_epoch(model, epoch_loader(few, recipe, recipe.epochs - 1, "cpu"), opt, amp=Amp("cpu", precision), sched=schedule_for(opt, "linear", 1, 10**6))
         return len(few) / (time.perf_counter() - start)
 
     def loading(dl, n):
