@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Device', 'DataDir', 'AsJson', 'DATA_HELP', 'commands', 'configured', 'setting', 'data', 'shown',
-           'train', 'evaluate', 'predict', 'serve', 'main']
+           'given', 'train', 'recipes', 'evaluate', 'predict', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #402638e3
 import json
@@ -68,18 +68,29 @@ def shown(row:dict)->str: # One line for the terminal
     units = dict(valid_accuracy=lambda v: f'valid accuracy {v:.2%}', seconds=lambda v: f'{v:.1f} s', size=lambda v: f'{v} px', train_loss=lambda v: f'train loss {v:.3f}', valid_loss=lambda v: f'valid loss {v:.3f}')
     return '  '.join(say(row[name]) for name,say in units.items() if name in row)
 
+# %% ../nbs/12_cli.ipynb #b592a59e
+def given(
+    assignments:list[str], # Each `KEY=VALUE`
+)->dict[str, str]:
+    "What `--set` was given. Raises `ConfigError` for what is no assignment."
+    pairs = [a.partition('=') for a in assignments]
+    for key,sign,_ in pairs:
+        if not sign or not key: raise ConfigError(f'--set {key!r} sets nothing: write KEY=VALUE, such as --set optimizer.lr=0.01')
+    return {key.strip(): value.strip() for key,_,value in pairs}
+
 @app.command()
 def train(
-    recipe:Annotated[str, typer.Option(help='simple, speed94, speed96 or speed_cifar100; the notebook 06_speed says what they reach')]='simple',
+    recipe:Annotated[str|None, typer.Option(help='A name that `cifar-nb recipes` lists, or a TOML file [else simple]')]=None,
+    from_card:Annotated[str|None, typer.Option(metavar='MODEL', help='Take the recipe from the card of a model instead: make it again')]=None,
     data:Annotated[str|None, typer.Option(help=f"{DATA_HELP} [else the recipe's own]")]=None,
-    epochs:Annotated[int|None, typer.Option(min=1, help="Passes over the training pictures [else the recipe's own, 18 for simple]")]=None,
-    batch_size:Annotated[int|None, typer.Option(min=1, help="Pictures a step [else the recipe's own, 64 for simple]")]=None,
-    lr:Annotated[float|None, typer.Option(min=1e-8, max=10, help="Learning rate [else the recipe's own, 0.001 for simple]")]=None,
-    held_out:Annotated[float|None, typer.Option(min=0, max=.9, help="Share of the training pictures to choose by; 0 with a speed recipe trains on all [else the recipe's own, 0.2 for simple]")]=None,
-    monitor:Annotated[str|None, typer.Option(help='simple only: what the best epoch is chosen by, accuracy or loss [else accuracy]')]=None,
-    patience:Annotated[int|None, typer.Option(min=1, help='simple only: stop after so many epochs without improvement')]=None,
-    precision:Annotated[str, typer.Option(help='auto (times both, takes the faster), float32, bf16 or fp16')]='auto',
-    seed:Annotated[int, typer.Option(min=0, max=2**32-1, help='Of all random numbers')]=0,
+    start:Annotated[str|None, typer.Option(metavar='MODEL', help="Begin with the weights of this model, or with imagenet's; '' is random [else the recipe's own]")]=None,
+    epochs:Annotated[int|None, typer.Option(min=1, help="Passes over the training pictures [else the recipe's own]")]=None,
+    batch_size:Annotated[int|None, typer.Option(min=1, help="Pictures a step [else the recipe's own]")]=None,
+    lr:Annotated[float|None, typer.Option(min=1e-8, max=10, help="Learning rate [else the recipe's own]")]=None,
+    held_out:Annotated[float|None, typer.Option(min=0, max=.9, help="Share of the training pictures to choose by; 0 trains on all [else the recipe's own]")]=None,
+    change:Annotated[list[str]|None, typer.Option('--set', metavar='KEY=VALUE', help='Any key of the recipe, such as optimizer.name=adamw; may be repeated')]=None,
+    precision:Annotated[str|None, typer.Option(help="auto (times both, takes the faster), float32, bf16 or fp16 [else the recipe's own, auto]")]=None,
+    seed:Annotated[int|None, typer.Option(min=0, max=2**32-1, help="Of all random numbers [else the recipe's own, 0]")]=None,
     size:Annotated[int|None, typer.Option(min=8, max=1024, help='Height and width that pictures of a folder are fitted to [else 32]')]=None,
     out:Annotated[Path|None, typer.Option(help='The model file to write [else RECIPE.safetensors in the models folder]')]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
@@ -88,29 +99,38 @@ def train(
     data_dir:DataDir=None,
 ):
     "Train a model by a recipe and save it with its card. A run that was killed resumes from its last epoch."
-    from cifar_nb.recipes import find_recipe, run_recipe
-    from cifar_nb.train import Checkpointer, best_precision
+    from cifar_nb.predict import load_model
+    from cifar_nb.recipes import find_recipe, recipe_of, run_recipe, with_changes
+    if recipe and from_card: raise ConfigError('--recipe and --from-card are two recipes: give one of them')
     settings = configured(device=device, data_dir=data_dir)
-    chosen = find_recipe(recipe, data=data, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out, monitor=monitor, patience=patience, seed=seed, size=size)
-    out = (out or settings.models_dir/f'{recipe}.safetensors').expanduser()
+    chosen = recipe_of(load_model(from_card, settings)[1]) if from_card else find_recipe(recipe or 'simple')
+    flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out, precision=precision, seed=seed, size=size)
+    chosen = with_changes(chosen, {k: v for k,v in flags.items() if v is not None} | given(change or []))
+    name = Path(from_card or recipe or 'simple').stem
+    out = (out or settings.models_dir/f'{name}.safetensors').expanduser()
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
-    checkpoint = Checkpointer(out.with_suffix('.ckpt'))
-    resumes = checkpoint.path.exists() and not fresh
     try:
         with atomic_path(out.with_suffix('.try')) as probe: probe.touch()
         out.with_suffix('.try').unlink()
     except OSError as e: raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; choose another place with --out') from None
-    where = best_device(settings.device)
-    if precision == 'auto': precision = checkpoint.read()['config'].get('precision') if resumes else best_precision(where)  # a resumed run keeps its own
-    chosen = replace(chosen, precision=precision)
-    note = f'{recipe} on {device_note(where)} {precision}.'
-    if resumes: note += f' Resuming {checkpoint.path}; --fresh starts over.'
+    note = f'{name} on {device_note(best_device(settings.device))}'
+    if (unfinished := out.with_suffix('.ckpt')).exists() and not fresh: note += f' Resuming {unfinished}; --fresh starts over.'
     print(note, file=sys.stderr)
     card,report = run_recipe(chosen, out, settings, fresh, half, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
     print(report.table())
     parts = [f'{card.validation_accuracy:.2%} of the held-out pictures'] if card.validation_accuracy is not None else []
     parts += [f'{card.test_accuracy:.2%} of the test pictures'] + ([f'{card.test_accuracy_tta:.2%} of them with test-time augmentation'] if card.test_accuracy_tta is not None else [])
     print(f'saved {out}: ' + ', '.join(parts))
+
+# %% ../nbs/12_cli.ipynb #2973a337
+@app.command()
+def recipes(
+    name:Annotated[str|None, typer.Argument(help='A recipe, to see all its choices as TOML')]=None,
+):
+    "List the recipes, or print one: the text is a file for `cifar-nb train --recipe FILE.toml`."
+    from cifar_nb.recipes import RECIPES, find_recipe, to_toml
+    if name: print(to_toml(find_recipe(name)), end='')
+    else: print(Table(['recipe', 'data', 'network', 'epochs', 'batch size'], [[name, r.data, r.architecture, r.epochs, r.batch_size] for name,r in RECIPES.items()]))
 
 # %% ../nbs/12_cli.ipynb #6635426a
 @app.command()

@@ -11,16 +11,17 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .core import ConfigError, DatasetError, TrainingDiverged, progress, seed_everything
+from .core import ConfigError, Count, DatasetError, Part, Rate, Seed, Share, Size, TrainingDiverged, Whole, progress, seed_everything
 from .data import BatchLoader, Images, augment_flip, cutout, normalize
 from .models import SpeedNet, create_model
-from .train import Amp, Checkpointer, History, schedule_for, train_epoch
+from .train import Amp, Checkpointer, History, Precision, schedule_for, train_epoch
 
 # %% ../nbs/06_speed.ipynb #47b942bc
 @torch.no_grad()
@@ -182,33 +183,34 @@ class HardPart:
 @dataclass(frozen=True)
 class SpeedRecipe:
     "Every choice of a fast training, and why."
-    data:str='cifar10'            # A name for `load_images`
-    size:int=32                   # Height and width in pixels
+    loop:Literal['speedrun']='speedrun'  # Which function trains by it
+    data:str='cifar10'  # A name for `load_images`
+    size:Size=32  # Height and width in pixels
     architecture:str='speed_net'  # A name for `create_model`
-    held_out:float=.1             # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
-    widths:tuple[int, ...]=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
-    depth:int=2                   # Convolutions a block
-    epochs:int=9                  # Passes over the pictures
-    zoom:tuple[tuple[float, float], ...]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
-    batch_size:int=250            # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    lr:float=.15                  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
-    momentum:float=.6             # Of Muon: short, since there are few steps
-    bias_lr:float=.053            # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
-    head_lr:float=.67             # Of the head, likewise; large, since its scores are divided by its width
-    sgd_lr:float=.0015            # Of filters when they are not orthogonal, likewise
-    decay:float=2e-6              # What SGD pulls towards 0, for each picture in a batch
-    smoothing:float=.2            # Share of each label that is spread over all classes, so that clear pictures stop pulling
-    shift:int=2                   # Pixels; few epochs overfit little
-    cutout:int=0                  # Pixels; for long runs
-    hard:float=1.                 # Share of each batch that a proxy passes on; 1 uses no proxy
-    proxy_widths:tuple[int, ...]=(32, 64, 64)  # Channels of the proxy's blocks
-    precision:str='float32'       # Or bf16, where the machine is faster with it
-    compiled:bool=False           # Through torch.compile
-    seed:int=0                    # Of all random numbers
-    whiten:bool=True              # First layer from the statistics of patches, or learned
-    identity:bool=True            # Filters begin as the identity, or at random
-    orthogonal:bool=True          # Filters move by Muon, or by SGD
-    by_turns:bool=True            # Mirror in every other epoch, or by chance
+    held_out:Part=.1  # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
+    widths:tuple[Count, ...]=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
+    depth:Count=2  # Convolutions a block
+    epochs:Count=9  # Passes over the pictures
+    zoom:tuple[tuple[Share, Share], ...]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
+    batch_size:Count=250  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    lr:Rate=.15  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
+    momentum:Share=.6  # Of Muon: short, since there are few steps
+    bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
+    head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width
+    sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise
+    decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
+    smoothing:Part=.2  # Share of each label that is spread over all classes, so that clear pictures stop pulling
+    shift:Whole=2  # Pixels; few epochs overfit little
+    cutout:Whole=0  # Pixels; for long runs
+    hard:Share=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
+    proxy_widths:tuple[Count, ...]=(32, 64, 64)  # Channels of the proxy's blocks
+    precision:Precision='auto'  # auto: the faster of the first two, by timing
+    compiled:bool=False  # Through torch.compile
+    seed:Seed=0  # Of all random numbers
+    whiten:bool=True  # First layer from the statistics of patches, or learned
+    identity:bool=True  # Filters begin as the identity, or at random
+    orthogonal:bool=True  # Filters move by Muon, or by SGD
+    by_turns:bool=True  # Mirror in every other epoch, or by chance
 
     def arguments(self, n_classes:int)->dict: # For `create_model`
         "What the network is built with."

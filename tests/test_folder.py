@@ -1,11 +1,14 @@
 "A folder of one's own pictures: any sizes and modes, and clear words where something is wrong."
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from cifar_nb.core import DatasetError, Settings
 from cifar_nb.data import load_images
+from cifar_nb.predict import Predictor
 from cifar_nb.recipes import find_recipe, run_recipe
+from cifar_nb.serve import create_app, served
 
 
 def picture(path, size=(40, 30), colour="wheat", mode="RGB"):
@@ -93,3 +96,15 @@ def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, spoil, changes,
     out = tmp_path_factory.mktemp("out")
     with pytest.raises(DatasetError, match=said): fast(snow, out, **changes)
     assert not list(out.rglob("*.safetensors"))
+
+
+def test_a_bundled_model_learns_other_classes_and_serves_them(snow, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "snow.safetensors"
+    settings = Settings(device="cpu")
+    card, report = run_recipe(find_recipe("finetune", data=str(snow), epochs=2, batch_size=8), out, settings)
+    assert card.classes == ("bright", "dim") and report.accuracy > .8
+    assert card.recipe["start"] == "cifar10" and card.architecture == "speed_net"
+    with served(create_app(settings, Predictor.load(str(out), settings))) as url:
+        assert httpx.get(f"{url}/classes").json() == {"classes": ["bright", "dim"]}
+        answer = httpx.post(f"{url}/predict", files={"file": (snow / "dim" / "0.png").read_bytes()}).json()
+    assert set(answer["probabilities"]) == {"bright", "dim"}

@@ -1,0 +1,50 @@
+"""What each recipe reaches: trains one at full length and adds a row to results/recipes.json.
+
+    python benchmarks/recipes.py enhanced                       by the recipe; killed, it resumes
+    python benchmarks/recipes.py enhanced --seed 1 --out DIR    another seed; the model file is kept in DIR
+    python benchmarks/recipes.py resnet18 --epochs 10           shorter than the recipe: the row says so
+
+Choices are made on held-out training pictures; the official test set is looked at once, at the end.
+"""
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from machine import RESULTS, conditions, write
+
+from cifar_nb.core import Settings, best_device
+from cifar_nb.models import multiply_adds
+from cifar_nb.predict import load_model
+from cifar_nb.recipes import RECIPES, find_recipe, run_recipe
+
+# What the published system says of itself; none where it says nothing
+SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs", "resnet50": "77.99%, 28 epochs", "resnet18": "\"90%+\"", "resnet34": "\"90%+\""}
+
+
+def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, epochs: int | None = None, start: str | None = None, device: str = "auto", precision: str = "auto",
+         out: Annotated[Path | None, typer.Option(help="Keep the model file, and the checkpoint of a killed run, in this folder")] = None):
+    "Train a recipe, test once, note everything."
+    path, settings, begun = RESULTS / "recipes.json", Settings.read(device=device), time.perf_counter()
+    recipe = find_recipe(name, seed=seed, epochs=epochs, start=start, precision=precision)
+    with tempfile.TemporaryDirectory() as tmp:
+        file, seconds = (out or Path(tmp)) / f"{name}-{seed}.safetensors", []
+        def note(history):
+            seconds[:] = history.column("seconds")
+            print(f"epoch {len(history)}/{recipe.epochs}: {history.rows[-1]}", flush=True)
+        card, report = run_recipe(recipe, file, settings, on_epoch=note)
+        model = load_model(str(file), settings)[0]
+    row = dict(recipe=name, seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
+               seconds=sum(seconds), seconds_with_data_and_tests=time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
+               test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], **conditions(), choices=card.recipe)
+    rows = json.loads(path.read_text())["runs"] if path.exists() else []
+    same = ("recipe", "seed", "epochs", "device")
+    rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
+    order = list(RECIPES)
+    write("recipes", what="each recipe trained once a row: accuracies as shares, seconds of training; the test set was looked at once a run", runs=sorted(rows, key=lambda r: (order.index(r["recipe"]), r["seed"], r["epochs"])))
+    print(f"{name}: {report}")
+
+
+if __name__ == "__main__": typer.run(main)
