@@ -166,7 +166,8 @@ class RateCurve:
         fig,ax = plt.subplots(figsize=(4.5, 2.6), layout='constrained')
         ax.semilogx(self.lrs, self.losses)
         ax.axvline(self.suggestion, color='grey', linestyle=':', label=f'suggestion {self.suggestion:.1e}')
-        ax.set(xlabel='learning rate', ylabel='cross-entropy, smoothed'); ax.legend(); plt.close(fig)
+        ax.set(xlabel='learning rate', ylabel='cross-entropy, smoothed', ylim=(.9*min(self.losses), 1.3*self.losses[0]))  # how high it flies does not matter
+        ax.legend(); plt.close(fig)
         return fig
 
 # %% ../nbs/03_train.ipynb #d57ca369
