@@ -7,7 +7,7 @@ __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfi
            'recipe_from', 'nearest', 'to_toml', 'from_toml', 'with_changes', 'find_recipe', 'optimizer_for', 'settled',
            'normalized', 'built', 'train_by', 'with_precision', 'card_for', 'run_recipe', 'recipe_of']
 
-# %% ../nbs/07_recipes.ipynb #3e40fcaa
+# %% ../nbs/07_recipes.ipynb #fceefadb
 import difflib
 import json
 import tomllib
@@ -30,7 +30,7 @@ from .predict import ModelCard, library_versions, load_model, save_model
 from .speed import Muon, SixViews, SpeedRecipe, speedrun
 from .train import Amp, Checkpointer, EarlyStopping, History, Precision, best_precision, fit, schedule_for
 
-# %% ../nbs/07_recipes.ipynb #5c71fcf4
+# %% ../nbs/07_recipes.ipynb #b6689c06
 @dataclass(frozen=True)
 class OptimizerConfig:
     "What turns gradients into steps."
@@ -54,7 +54,7 @@ class StoppingConfig:
     monitor:Literal['accuracy', 'loss']='accuracy'  # Of the held-out pictures
     patience:Whole=0          # Epochs without improvement before stopping; 0 never stops
 
-# %% ../nbs/07_recipes.ipynb #10c52c43
+# %% ../nbs/07_recipes.ipynb #ef27c6b6
 @dataclass(frozen=True)
 class Recipe:
     "Every choice of a training run with `fit`."
@@ -84,7 +84,7 @@ class Recipe:
         "What the network is built with."
         return dict(n_classes=n_classes, size=self.size, **self.model)
 
-# %% ../nbs/07_recipes.ipynb #f1c9da83
+# %% ../nbs/07_recipes.ipynb #dd79b0bc
 ANY = TypeAdapter(Annotated[Recipe|SpeedRecipe, Field(discriminator='loop')])
 
 def flat(
@@ -133,7 +133,7 @@ def from_toml(
     try: return recipe_from(tomllib.loads(text))
     except tomllib.TOMLDecodeError as e: raise ConfigError(f'that is not TOML: {e}') from None
 
-# %% ../nbs/07_recipes.ipynb #19211237
+# %% ../nbs/07_recipes.ipynb #27b96658
 def with_changes(
     recipe:Recipe|SpeedRecipe,
     changes:dict[str, Any], # By key, such as `optimizer.lr`; a text is read as TOML where it can be
@@ -154,7 +154,7 @@ def with_changes(
         place[last] = value
     return recipe_from(values)
 
-# %% ../nbs/07_recipes.ipynb #73c0ead2
+# %% ../nbs/07_recipes.ipynb #3124228b
 RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'simple': Recipe(held_out=.2),
     'enhanced': Recipe(architecture='enhanced_cnn', policy='enhanced', epochs=61, optimizer=OptimizerConfig(weight_decay=1e-4), schedule=ScheduleConfig('step'), stopping=StoppingConfig('loss', 10)),
@@ -165,7 +165,7 @@ RECIPES:dict[str, Recipe|SpeedRecipe] = {
                               optimizer=OptimizerConfig('muon', lr=.05, other_lr=.02, weight_decay=5e-4), schedule=ScheduleConfig('linear', warmup=.05)),
     'resnet18': Recipe(architecture='resnet18', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle')),
     'resnet34': Recipe(architecture='resnet34', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle')),
-    'finetune': Recipe(architecture='speed_net', start='cifar10', held_out=.2, epochs=10, batch_size=32, smoothing=.1, optimizer=OptimizerConfig('sgd', lr=.02, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle')),
+    'finetune': Recipe(architecture='speed_net', start='cifar10', held_out=.2, epochs=20, batch_size=32, smoothing=.1, schedule=ScheduleConfig('one_cycle')),
     'speed94': SpeedRecipe(),
     'speed96': SpeedRecipe(widths=(128, 384, 512), depth=3, epochs=40, batch_size=1000, shift=4, cutout=12, hard=.5),
     'speed_cifar100': SpeedRecipe(data='cifar100', widths=(64, 256, 384), epochs=12, smoothing=.3),
@@ -184,7 +184,7 @@ def find_recipe(
     else: raise ConfigError(f'there is no recipe {name!r}: use {", ".join(RECIPES)}, or a file that ends in .toml')
     return with_changes(recipe, {k.replace('__', '.'): v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/07_recipes.ipynb #a527e6ca
+# %% ../nbs/07_recipes.ipynb #b15d9507
 def optimizer_for(
     model:nn.Module, # Its parameters that require gradients
     config:OptimizerConfig,
@@ -200,7 +200,7 @@ def optimizer_for(
     return Muon([dict(params=filters, lr=config.lr, momentum=config.momentum, orthogonal=True),
                  dict(params=[p for p in params if p.ndim != 4], lr=config.other_lr, momentum=config.momentum, weight_decay=config.weight_decay)])
 
-# %% ../nbs/07_recipes.ipynb #557ad67f
+# %% ../nbs/07_recipes.ipynb #13a21934
 IMAGENET_STATS = ((.485, .456, .406), (.229, .224, .225))  # torchvision's, for its pretrained weights
 
 def settled(
@@ -236,7 +236,7 @@ def built(
     if shape != (1, n_classes): raise ConfigError(f'{recipe.architecture} gives {shape[-1]} scores, and there are {n_classes} classes')
     return model
 
-# %% ../nbs/07_recipes.ipynb #643b91c6
+# %% ../nbs/07_recipes.ipynb #945ebb6e
 def train_by(
     recipe:Recipe, # What to do
     train:Images, # What to learn from, normalised
@@ -257,7 +257,7 @@ def train_by(
                   recipe.clip or None, recipe.accumulate, recipe.average or None, EarlyStopping(recipe.stopping.monitor, recipe.stopping.patience or None), checkpoint, on_epoch=on_epoch)
     return model,history
 
-# %% ../nbs/07_recipes.ipynb #f06cc09d
+# %% ../nbs/07_recipes.ipynb #93127279
 def with_precision(
     recipe:Recipe|SpeedRecipe,
     device:str, # Where it will be trained
@@ -267,7 +267,7 @@ def with_precision(
     if recipe.precision != 'auto': return recipe
     return replace(recipe, precision=Checkpointer(checkpoint).read()['config'].get('precision') if checkpoint.exists() else best_precision(device))
 
-# %% ../nbs/07_recipes.ipynb #f47d11f8
+# %% ../nbs/07_recipes.ipynb #751d43dd
 def card_for(
     recipe:Recipe|SpeedRecipe,
     train:Images, # What it learned from
@@ -287,7 +287,7 @@ def card_for(
         input_size=recipe.size, recipe=noted, epochs=epochs, seed=recipe.seed, validation_accuracy=valid.accuracy if valid else None, test_accuracy=test.accuracy,
         test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
-# %% ../nbs/07_recipes.ipynb #831a5520
+# %% ../nbs/07_recipes.ipynb #049cedf0
 def run_recipe(
     recipe:Recipe|SpeedRecipe, # What to do
     out:Path, # The model file to write; the checkpoint lies beside it
@@ -317,7 +317,7 @@ def run_recipe(
     checkpoint.clear()
     return card,report
 
-# %% ../nbs/07_recipes.ipynb #0ec73e00
+# %% ../nbs/07_recipes.ipynb #7cc2eaf4
 def recipe_of(card:ModelCard)->Recipe|SpeedRecipe: # As it was trained, with the precision that was used
     "The recipe that a model's card holds. Raises `ConfigError` when it is one that we cannot run."
     try: return recipe_from(card.recipe)
