@@ -18,9 +18,9 @@ def exported_is_current():
     if changed: sys.exit(f"nbdev_export changed {', '.join(map(str, changed))}: edit notebooks, not modules, and commit what it writes")
 
 
-def command(*args):
+def command(*args, **more):
     def run():
-        done = subprocess.run(args, cwd=ROOT, env={**os.environ, **OFFLINE})
+        done = subprocess.run(args, cwd=ROOT, env={**os.environ, **OFFLINE, **more})
         if done.returncode: sys.exit(done.returncode)
     return run
 
@@ -28,7 +28,7 @@ def command(*args):
 STEPS = {
     "nbdev_export leaves no diff": exported_is_current,
     "ruff": command("ruff", "check", "--quiet", "."),
-    "nbdev_test": command("nbdev_test", "--path", "nbs", "--n_workers", "2", "--timing"),
+    "nbdev_test": command("nbdev_test", "--path", "nbs", "--n_workers", "2", "--timing", OMP_NUM_THREADS="1"),  # two processes of two threads each would wait for one another
     "pytest --nbval-lax": command(sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider", "nbs"),
     "pytest tests": command(sys.executable, "-m", "pytest", "-q", "--durations=8", "tests"),
 }
