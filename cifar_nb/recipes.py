@@ -131,7 +131,7 @@ def from_toml(
 )->Recipe|SpeedRecipe:
     "A recipe from text. Raises `ConfigError` that says where it is wrong."
     try: return recipe_from(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as e: raise ConfigError(f'that is not TOML: {e}') from None
+    except (ValueError, RecursionError) as e: raise ConfigError(f'that is not TOML: {e}') from None
 
 # %% ../nbs/07_recipes.ipynb #27b96658
 def with_changes(
@@ -144,13 +144,13 @@ def with_changes(
     for key,value in changes.items():
         ends = [k for k in known if k.endswith(f'.{key}')]
         path = ends[0] if key not in known and len(ends) == 1 else key
-        if path not in known and not (path.startswith('model.') and 'model' in known): raise ConfigError(f'this recipe has no {key!r}: {nearest(key, known)}')
+        if path not in known and not (path.startswith('model.') and path.count('.') == 1 and 'model' in known): raise ConfigError(f'this recipe has no {key!r}: {nearest(key, known)}')
         *above,last = path.split('.')
         place = values
         for part in above: place = place[part]
         if isinstance(value, str) and not isinstance(place.get(last), str):
             try: value = tomllib.loads(f'v = {value}')['v']
-            except tomllib.TOMLDecodeError: pass
+            except (ValueError, RecursionError): pass
         place[last] = value
     return recipe_from(values)
 
