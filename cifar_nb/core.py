@@ -94,7 +94,7 @@ class Settings(BaseSettings):
             raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg']}" for d in e.errors())) from None
 
 # %% ../nbs/00_core.ipynb #39e78dec
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(ge=0, lt=1)]  # A share that leaves something

@@ -99,10 +99,12 @@ def recipe_from(
     values:dict, # As `asdict` gives it; what is missing keeps its default
 )->Recipe|SpeedRecipe:
     "A checked recipe. Raises `ConfigError` that names the key, and the nearest right one."
-    kind = SpeedRecipe if values.get('loop') == 'speedrun' else Recipe
-    known = flat(asdict(kind()))
+    loop = values.get('loop', 'fit')
+    if loop not in ('fit', 'speedrun'): raise ConfigError(f'loop = {loop!r}: use fit or speedrun')
+    known = flat(asdict(SpeedRecipe() if loop == 'speedrun' else Recipe()))
     for key in flat(values):
-        if key not in known and key.split('.')[0] != 'model': raise ConfigError(f'a recipe has no {key!r}: {nearest(key, known)}')
+        if any(k.startswith(f'{key}.') for k in known): raise ConfigError(f'{key} is a section with keys of its own, such as {next(k for k in known if k.startswith(key))}')
+        if (key not in known or key in values and '.' in key) and not (loop == 'fit' and key == 'model'): raise ConfigError(f'a recipe has no {key!r}: {nearest(key, known)}')
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])
