@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
-           'recipe_from', 'nearest', 'to_toml', 'from_toml', 'with_changes', 'find_recipe', 'optimizer_for', 'settled',
-           'normalized', 'built', 'train_by', 'with_precision', 'card_for', 'run_recipe', 'recipe_of']
+           'recipe_from', 'buildable', 'nearest', 'to_toml', 'from_toml', 'with_changes', 'find_recipe',
+           'optimizer_for', 'settled', 'normalized', 'built', 'train_by', 'with_precision', 'card_for', 'run_recipe',
+           'recipe_of']
 
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import difflib
 import json
+import reprlib
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +27,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from .core import ConfigError, Count, Part, Rate, Seed, Settings, Share, Size, Whole, best_device, seed_everything, source_revision
 from .data import ARCHIVES, MIXES, POLICIES, BatchLoader, Images, find_mix, find_policy, load_images, train_val_split
 from .evaluate import Report, calibrate, evaluate
-from .models import create_model, imagenet_weights, transfer_
+from .models import count_parameters, create_model, imagenet_weights, transfer_
 from .predict import ModelCard, library_versions, load_model, save_model
 from .speed import Muon, SixViews, SpeedRecipe, speedrun
 from .train import Amp, Checkpointer, EarlyStopping, History, Precision, best_precision, fit, schedule_for
@@ -108,12 +110,22 @@ def recipe_from(
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])
-        raise ConfigError('; '.join(f"{where(d)} = {d['input']!r}: {d['msg'][0].lower()}{d['msg'][1:]}" for d in e.errors())) from None
+        raise ConfigError('; '.join(f"{where(d)} = {reprlib.repr(d['input'])}: {d['msg'][0].lower()}{d['msg'][1:]}" for d in e.errors())) from None
     if recipe.loop == 'fit':
         if taken := {'n_classes', 'size'} & recipe.model.keys(): raise ConfigError(f"model.{min(taken)} is not chosen but follows from the {'data' if 'n_classes' in taken else 'size of the recipe'}: leave it out")
         if not recipe.held_out and recipe.stopping.patience: raise ConfigError('stopping.patience needs held-out pictures to judge by: set held_out above 0, or patience to 0')
-    with torch.device('meta'): create_model(recipe.architecture, **recipe.arguments(10))  # says what does not fit
+    buildable(recipe.architecture, recipe.arguments(10), 'widths and depth' if recipe.loop == 'speedrun' else ', '.join([*(f'model.{k}' for k in recipe.model), 'size']))
+    if recipe.loop == 'speedrun' and recipe.hard < 1: buildable(recipe.architecture, dict(recipe.arguments(10), widths=recipe.proxy_widths, depth=2), 'proxy_widths')
     return recipe
+
+def buildable(
+    architecture:str, # A name for `create_model`
+    arguments:dict, # For it
+    keys:str, # Of the recipe, that its size depends on
+)->None:
+    "Build a network without numbers, which says what does not fit. Raises `ConfigError` above a billion parameters, too."
+    with torch.device('meta'): n = count_parameters(create_model(architecture, **arguments))
+    if n > 1e9: raise ConfigError(f'{architecture} would have {n/1e9:,.1f} billion parameters: choose smaller {keys}, for a billion at most')
 
 def nearest(
     key:str, # What somebody wrote
