@@ -131,10 +131,11 @@ def nearest(
     key:str, # What somebody wrote
     known:list[str], # What there is
 )->str: # Part of a sentence
-    "A suggestion for a misspelt key."
-    last = {k.split('.')[-1]: k for k in known}
-    found = difflib.get_close_matches(key, known, 1) or [last[k] for k in difflib.get_close_matches(key.split('.')[-1], last, 1)]
-    return f'did you mean {found[0]!r}?' if found else f'use one of {", ".join(known)}'
+    "A suggestion for a misspelt key, or for one that several sections have."
+    last = lambda k: k.split('.')[-1]
+    ends = difflib.get_close_matches(last(key), [last(k) for k in known], 1)
+    found = difflib.get_close_matches(key, known, 1) or [k for k in known if last(k) in ends]
+    return f'did you mean {" or ".join(map(repr, found))}?' if found else f'use one of {", ".join(known)}'
 
 def to_toml(recipe:Recipe|SpeedRecipe)->str: # Complete: `from_toml` gives the same recipe
     "A recipe as text."
