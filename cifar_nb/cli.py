@@ -105,7 +105,7 @@ def train(
     settings = configured(device=device, data_dir=data_dir)
     chosen = recipe_of(load_model(from_card, settings)[1]) if from_card else find_recipe(recipe or 'simple')
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out, precision=precision, seed=seed, size=size)
-    chosen = with_changes(chosen, {k: v for k,v in flags.items() if v is not None} | given(change or []))
+    chosen = with_changes(chosen, {k: v for k,v in flags.items() if v is not None} | given(change or []), settings)
     name = Path(from_card or recipe or 'simple').stem
     out = (out or settings.models_dir/f'{name}.safetensors').expanduser()
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
-           'recipe_from', 'buildable', 'nearest', 'to_toml', 'from_toml', 'with_changes', 'find_recipe',
+           'recipe_from', 'buildable', 'nearest', 'to_toml', 'from_toml', 'same_network', 'with_changes', 'find_recipe',
            'optimizer_for', 'settled', 'normalized', 'built', 'train_by', 'with_precision', 'card_for', 'run_recipe',
            'recipe_of']
 
@@ -148,12 +148,26 @@ def from_toml(
     try: return recipe_from(tomllib.loads(text))
     except (ValueError, RecursionError) as e: raise ConfigError(f'that is not TOML: {e}') from None
 
+# %% ../nbs/07_recipes.ipynb #fe4f430e
+def same_network(
+    recipe:Recipe,
+    asked:list[str], # Keys of the network that somebody chose
+    card:ModelCard, # Of the model that it starts from
+)->None:
+    "Raises `ConfigError` where the start holds another network than was asked for, which it would overrule."
+    keys = lambda architecture, arguments: {'architecture': architecture, **{f'model.{k}': v for k,v in arguments.items()}}
+    theirs = keys(card.architecture, card.arguments)
+    for key,value in keys(recipe.architecture, json.loads(json.dumps(recipe.model))).items():
+        if not {key, key.partition('.')[0]} & set(asked) or theirs.get(key) == value: continue
+        raise ConfigError(f"{key} = {value} and start = {recipe.start}, whose {key} is {theirs.get(key, 'the default')}, are two networks: drop {key} to begin with those weights, or begin at random with start = ''")
+
 # %% ../nbs/07_recipes.ipynb #27b96658
 def with_changes(
     recipe:Recipe|SpeedRecipe,
     changes:dict[str, Any], # By key, such as `optimizer.lr`; a text is read as TOML where it can be
+    settings:Settings|None=None, # Where a start is looked for; read from the environment when None
 )->Recipe|SpeedRecipe: # Another one
-    "A recipe that differs. Raises `ConfigError` that names the key, and the nearest right one."
+    "A recipe that differs. Raises `ConfigError` that names the key, and the nearest right one; also for a network that is not that of the start."
     values = json.loads(json.dumps(asdict(recipe)))
     known = flat(values)
     for key,value in changes.items():
@@ -167,7 +181,10 @@ def with_changes(
             try: value = tomllib.loads(f'v = {value}')['v']
             except (ValueError, RecursionError): pass
         place[last] = value
-    return recipe_from(values)
+    changed = recipe_from(values)
+    asked = [key for key in changes if key.partition('.')[0] in ('architecture', 'model')]
+    if asked and changed.loop == 'fit' and changed.start not in ('', 'imagenet'): same_network(changed, asked, load_model(changed.start, settings)[1])
+    return changed
 
 # %% ../nbs/07_recipes.ipynb #3124228b
 RECIPES:dict[str, Recipe|SpeedRecipe] = {
