@@ -389,7 +389,7 @@ def load_images(
     if size != 32 and name in (*ARCHIVES, 'synthetic'): raise DatasetError(f'the pictures of {name} have 32 pixels, and {size} are asked for: only pictures of a folder are fitted to a size')
     if name in ARCHIVES: return load_cifar(name, split, settings or Settings.read())
     if name == 'synthetic': return synthetic(split)
-    if Path(name).is_dir(): return load_folder(Path(name), split, size)
+    if name and Path(name).is_dir(): return load_folder(Path(name), split, size)
     raise DatasetError(f'there is no data set {name!r}: use {", ".join(ARCHIVES)}, synthetic, or a folder with one folder a class')
 
 # %% ../nbs/01_data.ipynb #eacd1fe8
