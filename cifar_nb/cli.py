@@ -123,6 +123,8 @@ def train(
     out = (out or settings.models_dir/f'{name}.safetensors').expanduser()
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
     try:
+        for file in (out, out.with_suffix('.ckpt')):
+            if file.is_dir(): raise ConfigError(f'{file} is a folder, and a file is to be written there: choose another name with --out')
         with atomic_path(out.with_suffix('.try')) as probe: probe.touch()
         out.with_suffix('.try').unlink()
     except OSError as e: raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; choose another place with --out') from None
