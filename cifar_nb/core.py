@@ -20,7 +20,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from tqdm.auto import tqdm
 
@@ -69,7 +69,14 @@ class Settings(BaseSettings):
     port:int = Field(8000, ge=0, le=65535, description='Port that the server listens on')
     max_body_bytes:int = Field(10_000_000, ge=1, description='Largest request body, in bytes')
     max_pixels:int = Field(50_000_000, ge=1, description='Largest picture, in pixels, checked before decoding')
-    max_waiting:int = Field(64, ge=1, description='Requests that may wait for the model before others get a 503')
+    max_waiting:int = Field(512, ge=1, description='Pictures that may wait for the model before others get a 503')
+    max_wait:float = Field(5, gt=0, le=600, description='Longest time in seconds that a picture may wait before its sender gets a 503')
+    max_held_bytes:int = Field(200_000_000, ge=1, description='Request bodies in memory at one time, in bytes, before others get a 503')
+    max_batch:int = Field(32, ge=1, le=4096, description='Most pictures that are computed together')
+    backend:str = Field('auto', description='What computes: eager, bfloat16, compiled, onnx, or auto for the fastest that agrees')
+    workers:int = Field(1, ge=1, le=256, description='Processes that answer; the CPU threads are divided among them')
+    api_key:SecretStr|None = Field(None, min_length=8, description='When set, a request must bring it as X-API-Key or as a bearer token; it also opens POST /model/reload')
+    log_json:bool = Field(False, description='Write log lines as JSON')
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* is any port')
 

@@ -294,6 +294,7 @@ class TooManyPixels(ImageError):
 def decode_image(
     data:bytes, # A whole picture file
     max_pixels:int=50_000_000, # Larger ones are refused before they are decoded
+    draft:int|None=None, # JPEG only: leave out detail that a square of twice so many pixels cannot show; faster
 )->Image.Image: # First frame, upright, 8-bit RGB
     "Bytes to an RGB picture. Raises `ImageError` that says what is wrong; its `status` is the HTTP status for it."
     if not data: raise EmptyImage('the picture is empty (0 bytes); send a JPEG, PNG, GIF, WebP or BMP file')
@@ -302,6 +303,7 @@ def decode_image(
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width*image.height > max_pixels:
             raise TooManyPixels(f'the picture has {image.width:,} x {image.height:,} pixels; at most {max_pixels:,} are accepted')
+        if draft: image.draft(None, (2*draft, 2*draft))
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
     except ImageError: raise

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Report', 'evaluate', 'class_table', 'prediction_bias', 'confusion', 'plot_confusion', 'worst_mistakes',
-           'calibration_error', 'calibrate']
+           'calibration_error', 'calibrate', 'last_maps', 'grad_cam']
 
 # %% ../nbs/04_evaluate.ipynb #e3269be4
 from collections.abc import Iterable
@@ -135,3 +135,33 @@ def calibrate(
     "The temperature with the smallest loss, of 401 between 0.1 and 10."
     temperatures = torch.logspace(-1, 1, 401)
     return temperatures[torch.stack([F.cross_entropy(report.logits/t, report.labels) for t in temperatures]).argmin()].item()
+
+# %% ../nbs/04_evaluate.ipynb #9f473829
+def last_maps(
+    model:nn.Module, # In evaluation mode
+    x:Tensor, # float32 (B,C,H,W)
+    least:int=6, # Places along each side that the maps must have
+)->tuple[Tensor, Tensor]: # Maps (B,D,h,w) and logits (B,K), joined by the graph of gradients
+    "What the last convolution with maps of at least that size gave. Raises `ValueError` where there is none."
+    kept = []
+    def keep(layer, args, out):
+        if min(out.shape[-2:]) >= least: kept[:] = [out]
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    try: logits = model(x)
+    finally: [hook.remove() for hook in hooks]
+    if not kept: raise ValueError(f'no convolution of the model has maps of {least} x {least} or more')
+    return kept[0], logits
+
+def grad_cam(
+    model:nn.Module, # In evaluation mode
+    x:Tensor, # float32 (B,C,H,W), normalised
+    target:Tensor|None=None, # int64 (B,), the classes to explain; None explains the answers
+)->Tensor: # float32 (B,H,W), 0 to 1, on the CPU
+    "Which places spoke for a class (Grad-CAM, Selvaraju et al., 2017). Raises `ValueError` for a model without maps."
+    with torch.inference_mode(False), torch.enable_grad():
+        maps,logits = last_maps(model, x.clone().requires_grad_())
+        target = logits.argmax(1) if target is None else target.to(logits.device)
+        grad, = torch.autograd.grad(logits.gather(1, target[:,None]).sum(), maps)
+    cam = (grad.mean((2, 3), keepdim=True)*maps).sum(1, keepdim=True).relu().detach().float()
+    cam = F.interpolate(cam, x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
+    return (cam/cam.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()

@@ -13,6 +13,7 @@ import json
 import platform
 import re
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -210,9 +211,11 @@ class Predictor:
         card:ModelCard, # Describes it
         name:str='model', # For the answers
         device:str='cpu', # Where it computes
+        network:Callable[[Tensor], Tensor]|None=None, # What computes the logits (B,K) of normalised pictures (B,3,S,S); None is `model` itself
+        backend:str='eager', # What `network` is, in a word
     ):
         self.model = model.to(device, memory_format=torch.channels_last).eval()
-        self.card,self.name,self.device = card,name,device
+        self.card,self.name,self.device,self.network,self.backend = card,name,device,network or self.model,backend
 
     @classmethod
     def load(cls,
@@ -226,23 +229,29 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self,
-        x:Tensor, # float32 (B,3,S,S), from `preprocess`
+        x:Tensor, # float32 (B,3,S,S), normalised
     )->Tensor: # float32 (B,K), on the CPU
         "Scores for a batch."
-        return self.model(x.to(self.device, memory_format=torch.channels_last)).float().cpu()
+        return self.network(x.to(self.device, memory_format=torch.channels_last)).float().cpu()
+
+    def answers(self,
+        pixels:Tensor, # uint8 (B,3,S,S), from `fit_image`
+        top_k:list[int], # Candidates in `top`, for each picture
+    )->list[Prediction]: # One a picture; `inference_ms` is the time of the whole batch
+        "Answers for pixels of the right size. Raises `ModelError` when the network gives no numbers."
+        start = time.perf_counter()
+        rows = (self.logits(normalize(pixels, self.card.mean, self.card.std))/self.card.temperature).softmax(1)
+        took = 1000*(time.perf_counter()-start)
+        if not rows.isfinite().all(): raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
+        return [as_prediction(row, self.card, self.name, k, took) for row,k in zip(rows.tolist(), top_k)]
 
     def predict_batch(self,
         images:list[Image.Image], # Any modes and sizes
         top_k:int=5, # Candidates in `top`, at most the number of classes
-    )->list[Prediction]: # One a picture; `inference_ms` is the time of the whole batch
-        "Answers for several pictures at once. Raises `ModelError` when the network gives no numbers."
+    )->list[Prediction]: # One a picture
+        "Answers for several pictures at once."
         if not images: return []
-        x = torch.stack([preprocess(image, self.card) for image in images])
-        start = time.perf_counter()
-        rows = (self.logits(x)/self.card.temperature).softmax(1)
-        took = 1000*(time.perf_counter()-start)
-        if not rows.isfinite().all(): raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
-        return [as_prediction(row.tolist(), self.card, self.name, top_k, took) for row in rows]
+        return self.answers(torch.stack([fit_image(to_rgb(image), self.card.input_size) for image in images]), [top_k]*len(images))
 
     def __call__(self,
         image:Image.Image, # Any mode, any size
