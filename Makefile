@@ -19,7 +19,7 @@ $(VENV)/.package: settings.ini setup.py
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[dev,export]'
 	@touch $@
 
 serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (ARGS="--port 8080" and other flags)

@@ -215,7 +215,8 @@ class Predictor:
         backend:str='eager', # What `network` is, in a word
     ):
         self.model = model.to(device, memory_format=torch.channels_last).eval()
-        self.card,self.name,self.device,self.network,self.backend = card,name,device,network or self.model,backend
+        self.card,self.name,self.device,self.backend = card,name,device,backend
+        self.network = self.model if network is None else network
 
     @classmethod
     def load(cls,
