@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     backend:str = Field('auto', description='What computes: eager, bfloat16, compiled, onnx, or auto for the fastest that agrees')
     workers:int = Field(1, ge=1, le=256, description='Processes that answer; the CPU threads are divided among them')
     api_key:SecretStr|None = Field(None, min_length=8, description='When set, a request must bring it as X-API-Key or as a bearer token; it also opens POST /model/reload')
+    root_path:str = Field('', pattern=r'^(/[\w.~-]+)*$', description='Path prefix under which a reverse proxy serves us and which it cuts off, such as /pictures')
     log_json:bool = Field(False, description='Write log lines as JSON')
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* is any port')
@@ -99,6 +100,14 @@ class Settings(BaseSettings):
         except ValidationError as e:
             called = lambda name: '--' + name.replace('_', '-') if name in given else 'CIFAR_NB_' + name.upper()
             raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg']}" for d in e.errors())) from None
+
+    def as_environment(self,
+        **changes, # Fields that shall be others
+    )->dict[str, str]: # Variables from which `read` makes the same settings in another process
+        "The settings as environment variables."
+        values = {**dict(self), **changes}
+        said = lambda v: ','.join(v) if isinstance(v, list) else v.get_secret_value() if isinstance(v, SecretStr) else str(v)
+        return {f'CIFAR_NB_{name.upper()}': said(value) for name,value in values.items() if value is not None}
 
 # %% ../nbs/00_core.ipynb #39e78dec
 Count = Annotated[int, Field(ge=1, le=100_000)]
