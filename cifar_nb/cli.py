@@ -203,25 +203,33 @@ def serve(
     host:Annotated[str|None, setting('host', callback=filled('an address, such as 127.0.0.1'))]=None,
     port:Annotated[int|None, setting('port')]=None,
     device:Device=None,
+    workers:Annotated[int|None, setting('workers')]=None,
     threads:Annotated[int|None, setting('threads')]=None,
-    max_body_bytes:Annotated[int|None, setting('max_body_bytes')]=None,
-    max_pixels:Annotated[int|None, setting('max_pixels')]=None,
+    backend:Annotated[str|None, setting('backend')]=None,
+    max_batch:Annotated[int|None, setting('max_batch')]=None,
     max_waiting:Annotated[int|None, setting('max_waiting')]=None,
+    max_wait:Annotated[float|None, setting('max_wait')]=None,
+    max_body_bytes:Annotated[int|None, setting('max_body_bytes')]=None,
+    max_held_bytes:Annotated[int|None, setting('max_held_bytes')]=None,
+    max_pixels:Annotated[int|None, setting('max_pixels')]=None,
     cors_origins:Annotated[str|None, setting('cors_origins')]=None,
+    root_path:Annotated[str|None, setting('root_path')]=None,
+    log_json:Annotated[bool|None, typer.Option('--log-json', help='Write log lines as JSON [CIFAR_NB_LOG_JSON, else text]')]=None,
 ):
-    "Serve the API, the web page and the documentation."
-    import uvicorn
-
+    "Serve the API, the web page and the documentation. A key is taken from CIFAR_NB_API_KEY only, since others can read a command line."
+    flags = dict(locals())
+    from cifar_nb.export import BACKENDS, needs
     from cifar_nb.predict import Predictor
-    from cifar_nb.serve import address_of, create_app, open_port
-    settings = configured(model=model, host=host, port=port, device=device, threads=threads, max_body_bytes=max_body_bytes,
-                             max_pixels=max_pixels, max_waiting=max_waiting, cors_origins=cors_origins)
+    from cifar_nb.serve import address_of, open_port, run
+    settings = configured(**flags)
+    if settings.backend not in ('auto', *BACKENDS): raise ConfigError(f'there is no back end {settings.backend!r}: use auto, {", ".join(BACKENDS)}')
+    if settings.backend == 'onnx': needs('onnxruntime')
     predictor = Predictor.load(None, settings)
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
     print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: sys.exit(0))  # asked to stop is no failure
-    uvicorn.Server(uvicorn.Config(create_app(settings, predictor))).run(sockets=[sock])
+    run(settings, sock)
 
 # %% ../nbs/12_cli.ipynb #01c437ab
 def main():
