@@ -127,7 +127,7 @@ def agrees(
     p,q = ((w.logits(x)/w.card.temperature).softmax(1) for w in (way, eager))
     return bool((p-q).abs().max() < tolerance)
 
-# %% ../nbs/09_export.ipynb #8df1901f
+# %% ../nbs/09_export.ipynb #63bbf469
 AUTO = ('eager', 'bfloat16', 'onnx')
 
 def fastest(
@@ -143,10 +143,9 @@ def fastest(
         except Exception as e:  # whatever a back end dies of, another one will do
             rows.append([name, '', '', str(e) if isinstance(e, ConfigError) else f'failed: {type(e).__name__}'])
             continue
-        if not agrees(way, predictor):
-            rows.append([name, '', '', 'other answers than eager'])
-            continue
         one,eight = (milliseconds(partial(way.logits, part)) for part in (x[:1], x))
-        rows.append([name, round(one, 2), round(eight, 2), ''])
-        if one+eight < least: best,least = way,one+eight
+        quicker = one+eight < least
+        fair = not quicker or agrees(way, predictor)  # who loses anyway need not be checked
+        rows.append([name, round(one, 2), round(eight, 2), '' if fair else 'other answers than eager'])
+        if quicker and fair: best,least = way,one+eight
     return best, rows

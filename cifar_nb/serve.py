@@ -751,7 +751,7 @@ def served(
         server.should_exit = True
         thread.join(10)
 
-# %% ../nbs/10_serve.ipynb #7803c684
+# %% ../nbs/10_serve.ipynb #049ede60
 class Workers(Multiprocess):
     "uvicorn's supervisor, which passes SIGHUP on to its processes."
     def handle_hup(self):
@@ -774,4 +774,4 @@ def run(
         share = settings.threads or max(1, (os.cpu_count() or 1)//settings.workers)
         os.environ.update(settings.as_environment(threads=share), PROMETHEUS_MULTIPROC_DIR=folder, CIFAR_NB_SUPERVISOR=str(os.getpid()))
         config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **SERVER)
-        Workers(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
+        Workers(config, sockets=[sock]).run()

@@ -43,7 +43,7 @@ def test_every_module_is_a_notebook():
 
 
 CALLS = dict(core="m.seed_everything(1); m.Settings.read()", data="m.synthetic('test')", models="m.create_model('simple_cnn')", train="m.best_precision('cpu')",
-             evaluate="import torch; m.Report(torch.eye(3), torch.arange(3), ('a', 'b', 'c')).table()", predict="m.Predictor.load('cifar10')", speed="m.orthogonalize(__import__('torch').eye(3))", recipes="m.find_recipe('speed94')", serve="m.create_app()", cli="m.app")
+             evaluate="import torch; m.Report(torch.eye(3), torch.arange(3), ('a', 'b', 'c')).table()", predict="m.Predictor.load('cifar10')", speed="m.orthogonalize(__import__('torch').eye(3))", recipes="m.find_recipe('speed94')", export="m.clouds(1, 32)", serve="m.create_app()", cli="m.app")
 
 
 @pytest.mark.parametrize("name", sorted(FLOORS))
