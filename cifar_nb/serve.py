@@ -7,11 +7,11 @@ __all__ = ['MISSING', 'log', 'CSP', 'PAGE_CSP', 'DOCS_CSP', 'HEADERS', 'POLICIES
            'JSON_BODY', 'BODIES', 'TopK', 'View', 'REFUSALS', 'SERVER', 'Problem', 'Answer', 'Explanation', 'Failure',
            'Named', 'Health', 'Alive', 'Classes', 'ImageBody', 'from_base64', 'content_kind', 'as_request_error',
            'read_json', 'read_request', 'read_files', 'as_data_url', 'Job', 'busy', 'decoded', 'explained', 'compute',
-           'Metrics', 'Engine', 'deliver', 'load', 'hasten', 'reload', 'drain', 'BodyLimit', 'Records', 'JsonLines',
-           'TextLines', 'start_logging', 'key_check', 'form_body', 'documented', 'sentence', 'origin_pattern',
-           'create_app', 'add_problems', 'add_information', 'reply', 'add_predictions', 'one_of_many',
-           'add_more_predictions', 'add_operations', 'hear_signals', 'open_port', 'address_of', 'served', 'Workers',
-           'app_of_worker', 'run']
+           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'load', 'hasten', 'reload', 'drain',
+           'BodyLimit', 'Records', 'JsonLines', 'TextLines', 'start_logging', 'key_check', 'form_body', 'documented',
+           'sentence', 'origin_pattern', 'create_app', 'add_problems', 'add_information', 'reply', 'add_predictions',
+           'one_of_many', 'add_more_predictions', 'add_operations', 'hear_signals', 'open_port', 'address_of', 'served',
+           'Workers', 'app_of_worker', 'run']
 
 # %% ../nbs/10_serve.ipynb #0d96e5a3
 import asyncio
@@ -29,7 +29,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +143,7 @@ async def read_request(request:Request)->tuple[bytes, int|None]: # The picture f
             if upload is not None: return await upload.read(), top_k
     raise ImageError(MISSING)
 
+# %% ../nbs/10_serve.ipynb #cdbd3538
 async def read_files(
     request:Request,
     most:int, # Files in one request
@@ -174,6 +175,7 @@ class Job:
     explain:bool=False  # Whether to say where it looked
     since:float=field(default_factory=time.monotonic)  # When it came
 
+# %% ../nbs/10_serve.ipynb #49c316b0
 def busy(detail:str)->HTTPException:
     "A 503 that says when to come back."
     return HTTPException(503, detail, {'Retry-After': '1'})
@@ -240,8 +242,9 @@ class Metrics:
     ):
         "Count a batch."
         good = [a for a in answers if isinstance(a, Answer)]
-        self.batch.observe(len(answers))
-        if good: self.inference.observe(good[0].inference_ms/1000)
+        if good:
+            self.batch.observe(len(good))
+            self.inference.observe(good[0].inference_ms/1000)
         for answer in good:
             self.classes.labels(answer.class_name).inc()
             self.confidence.observe(answer.confidence)
@@ -251,6 +254,35 @@ class Metrics:
         registry = self.registry
         if 'PROMETHEUS_MULTIPROC_DIR' in os.environ: MultiProcessCollector(registry := CollectorRegistry())
         return generate_latest(registry)
+
+# %% ../nbs/10_serve.ipynb #208c51fe
+def first_and_others(
+    jobs:queue.SimpleQueue, # Of `Job`; `None` ends it, and is put back
+    first:Job,
+    most:int, # Jobs in a batch
+    seconds:float=.1, # After so long no other is taken
+)->Iterator[Job]:
+    "A batch, one job after the other; whoever goes through it may take time for each."
+    end = time.monotonic()+seconds
+    yield first
+    for _ in range(most-1):
+        if time.monotonic() > end or jobs.empty(): return
+        if (job := jobs.get()) is None: return jobs.put(None)
+        yield job
+
+def answered(
+    jobs:Iterable[Job],
+    predictor:Predictor,
+    settings:Settings, # `max_wait` and `max_pixels` count
+)->list[tuple[Job, Answer|Exception]]:
+    "Decode each picture, then compute them together. Raises nothing: a picture that fails, fails alone."
+    ready,failed = [],[]
+    for job in jobs:
+        try: ready.append((job, decoded(job, settings, predictor.card.input_size)))
+        except Exception as e: failed.append((job, e))
+    try: answers = compute(ready, predictor) if ready else []
+    except Exception as e: answers = [e]*len(ready)
+    return failed + [(job, answer) for (job,_),answer in zip(ready, answers)]
 
 # %% ../nbs/10_serve.ipynb #356c0fa9
 class Engine:
@@ -278,25 +310,9 @@ class Engine:
         if self.settings.threads: torch.set_num_threads(self.settings.threads)
         if self.predictor is None: load(self)
         while (job := self.jobs.get()) is not None:
-            batch = self.batch(job)
+            batch = answered(first_and_others(self.jobs, job, self.settings.max_batch), self.predictor, self.settings)
+            self.metrics.see([outcome for _,outcome in batch])
             self.loop.call_soon_threadsafe(deliver, batch)
-
-    def batch(self,
-        job:Job|None, # The first
-    )->list[tuple[Job, Answer|Exception]]:
-        "Take what waits, and answer it."
-        predictor,ready,outcomes,end = self.predictor,[],[],time.monotonic()+.1
-        while job is not None:
-            try: ready.append((job, decoded(job, self.settings, predictor.card.input_size)))
-            except Exception as e: outcomes.append((job, e))
-            if len(ready) >= self.settings.max_batch or time.monotonic() > end: break
-            try: job = self.jobs.get_nowait()
-            except queue.Empty: break
-        else: self.jobs.put(None)  # the end came: what is at hand is answered first
-        try: answers = compute(ready, predictor) if ready else []
-        except Exception as e: answers = [e]*len(ready)
-        if answers: self.metrics.see(answers)
-        return outcomes + [(job, answer) for (job,_),answer in zip(ready, answers)]
 
     def ready(self)->Predictor:
         "The predictor. Raises a 503 where there is none."
@@ -374,6 +390,7 @@ async def drain(
         while (left := end-time.monotonic()) > 0 and (await asyncio.wait_for(receive(), left)).get('more_body'): pass
     except TimeoutError: pass
 
+# %% ../nbs/10_serve.ipynb #c52545f4
 class BodyLimit:
     "ASGI middleware: a 413 for too large a body, a 503 while bodies fill the memory, a 408 for a body that stalls."
     def __init__(self,
@@ -694,6 +711,7 @@ def add_operations(
         if 'CIFAR_NB_SUPERVISOR' in os.environ: os.kill(int(os.environ['CIFAR_NB_SUPERVISOR']), signal.SIGHUP)
         return new.card
 
+# %% ../nbs/10_serve.ipynb #beecacc8
 def hear_signals(engine:Engine):
     "Read the model again on SIGHUP; refuse new pictures once the process is told to stop. For a server in the main thread only."
     if threading.current_thread() is not threading.main_thread(): return
@@ -730,6 +748,7 @@ def address_of(sock:socket.socket)->str: # Such as http://127.0.0.1:8000 or http
     host,port = sock.getsockname()[:2]
     return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
 
+# %% ../nbs/10_serve.ipynb #ab678155
 SERVER = dict(access_log=False, log_config=None, server_header=False, timeout_graceful_shutdown=30)
 
 @contextmanager
