@@ -142,14 +142,14 @@ def last_maps(
     x:Tensor, # float32 (B,C,H,W)
     least:int=6, # Places along each side that the maps must have
 )->tuple[Tensor, Tensor]: # Maps (B,D,h,w) and logits (B,K), joined by the graph of gradients
-    "What the last convolution with maps of at least that size gave. Raises `ValueError` where there is none."
+    "What the last layer gave whose maps have at least that size. Raises `ValueError` where there is none."
     kept = []
     def keep(layer, args, out):
-        if min(out.shape[-2:]) >= least: kept[:] = [out]
-    hooks = [layer.register_forward_hook(keep) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+        if out.ndim == 4 and min(out.shape[-2:]) >= least: kept[:] = [out]
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules()]
     try: logits = model(x)
     finally: [hook.remove() for hook in hooks]
-    if not kept: raise ValueError(f'no convolution of the model has maps of {least} x {least} or more')
+    if not kept: raise ValueError(f'no layer of the model has maps of {least} x {least} or more')
     return kept[0], logits
 
 def grad_cam(
