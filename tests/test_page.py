@@ -16,6 +16,7 @@ from cifar_nb.data import synthetic
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 
+PIXELS = synthetic("test").pixels
 PHONE = dict(width=390, height=800)
 LOOK = "where did it look?"
 expect.set_options(timeout=30_000)
@@ -23,7 +24,7 @@ expect.set_options(timeout=30_000)
 
 def png(size=(90, 60), i=3):
     file = io.BytesIO()
-    Image.fromarray(synthetic("test").pixels[i].permute(1, 2, 0).numpy()).resize(size).save(file, "PNG")
+    Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).resize(size).save(file, "PNG")
     return file.getvalue()
 
 
@@ -151,7 +152,7 @@ def test_more_than_32_pictures_are_several_requests(tab):
 
 def test_the_newest_pictures_win(tab):
     held = []
-    tab.route("**/predict/**", held.append, times=1)  # the first answer would come late
+    tab.route("**/predict/**", lambda route: held.append(route), times=1)  # the first answer would come late
     drop(tab, slow=png())
     expect(tab.get_by_role("status")).to_have_text("Looking at 1 picture …")
     drop(tab, quick=png(), quicker=png())
