@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import sync_playwright
 
-ARGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"]
+ARGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera that shows a drawing, and is allowed to
 
 
 def find():
@@ -48,6 +49,6 @@ if __name__ == "__main__":
     with served(create_app(Settings.read(), Predictor.load("cifar10"))) as url, page(viewport=dict(width=720, height=900)) as tab:
         tab.goto(url)
         tab.set_input_files("#file", picture)
-        tab.wait_for_selector("#result:not([hidden])")
+        tab.wait_for_selector("#results .details:not([hidden])")
         tab.wait_for_timeout(300)
         tab.locator("main").screenshot(path=out)

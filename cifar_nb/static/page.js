@@ -1,72 +1,250 @@
 "use strict";
 const at = id => document.getElementById(id);
+const part = (card, name) => card.node.querySelector("." + name);
+const make = (tag, properties, ...children) => {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+};
 const percent = p => p >= 0.9995 ? "100%" : (100 * p).toFixed(1) + "%";
-let latest = 0; // only the newest picture may show its answer
+const pictures = n => n === 1 ? "1 picture" : n + " pictures";
+const mayPass = status => status < 400 || status >= 500 || status === 408 || status === 429; // the same request may succeed later; 0 is no reply at all
+const AT_ONCE = 32, BYTES_AT_ONCE = 8e6; // in one request
 
-function complain(text) {
+let cards = []; // one for each picture, in order
+let stop = new AbortController(); // only the newest pictures may show their answers
+let key = ""; // kept nowhere else
+let keyWanted = null; // who waits for a key: a promise, and the function that fulfils it
+let stream = null; // of the camera
+
+function complain(text, again = false) {
   at("error").textContent = text;
-  at("error").hidden = false;
-  at("result").hidden = true;
+  at("again").hidden = !again;
+  at("trouble").hidden = false;
   at("status").textContent = "";
 }
 
-function show(answer) {
-  at("error").hidden = true;
-  at("answer").textContent = `${answer.class_name}, ${percent(answer.confidence)}`;
-  at("unsure").hidden = answer.in_distribution !== false;
-  at("seen").src = answer.view;
-  at("seen").decode().then(() => { at("seen-size").textContent = `as the model sees it, ${at("seen").naturalWidth} × ${at("seen").naturalHeight}`; }).catch(() => {});
-  at("bars").tBodies[0].replaceChildren(...Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]).map(([name, p], i) => {
-    const row = document.createElement("tr"), head = document.createElement("th"), middle = document.createElement("td"), end = document.createElement("td"), bar = document.createElement("div");
-    head.scope = "row";
-    head.textContent = name;
-    bar.className = "bar";
-    bar.style.width = 100 * p + "%";
-    end.textContent = percent(p);
-    row.className = i ? "" : "first";
-    middle.append(bar);
-    row.append(head, middle, end);
-    return row;
-  }));
-  at("status").textContent = `Answered in ${answer.inference_ms.toFixed(1)} ms in the network.`;
-  at("result").hidden = false;
+// The key
+
+function askForKey(refused) {
+  if (!keyWanted) {
+    keyWanted = {};
+    keyWanted.typed = new Promise(resolve => { keyWanted.resolve = resolve; });
+    at("key-said").textContent = refused ? "That key was not accepted. Is it typed correctly?" : "This service answers those who have its key.";
+    at("key-form").hidden = false;
+    if (refused) at("key").select();
+  }
+  return keyWanted.typed;
 }
 
-async function classify(file) {
-  const mine = ++latest;
-  at("error").hidden = true;
-  at("status").textContent = "Looking …";
+at("key-form").addEventListener("submit", event => {
+  event.preventDefault();
+  if (/[^\x20-\xff]/.test(at("key").value)) { at("key-said").textContent = "No key has such characters. Is it typed correctly?"; return; }
+  key = at("key").value;
+  at("key-said").textContent = "Trying this key …";
+  keyWanted?.resolve();
+  keyWanted = null;
+});
+
+function closeKey() {
+  if (at("key-form").hidden || keyWanted) return;
+  if (at("key-form").contains(document.activeElement)) at("choose").focus();
+  at("key").value = "";
+  at("key-form").hidden = true;
+}
+
+// Requests
+
+// What the service says: its answer, or {detail, status}. While it wants a key, the request waits for one and is sent again.
+async function call(path, options) {
+  for (;;) {
+    const sent = key;
+    const reply = await fetch(path, { ...options, headers: sent ? { "X-API-Key": sent } : {} }).catch(() => null);
+    if (reply?.status === 401) {
+      if (sent === key) await askForKey(sent);
+      continue;
+    }
+    closeKey();
+    const said = await reply?.json().catch(() => null);
+    if (reply?.ok && said) return said;
+    return { detail: said?.detail ?? (reply ? `the server sent only the number ${reply.status}` : "the server did not answer, is it still running?"), status: reply?.ok ? 0 : reply?.status ?? 0 };
+  }
+}
+
+function formOf(field, group) {
   const form = new FormData();
-  form.append("file", file);
-  let reply, answer;
-  try {
-    reply = await fetch("predict?view=true", { method: "POST", body: form });
-    answer = await reply.json();
-  } catch {
-    if (mine === latest) complain("The server did not answer. Is it still running?");
+  for (const card of group) form.append(field, card.file);
+  return { method: "POST", body: form, signal: stop.signal };
+}
+
+async function ask(group) {
+  const options = formOf("files", group), said = await call("predict/batch?view=true", options);
+  if (options.signal.aborted) return;
+  if (!Array.isArray(said) && !mayPass(said.status) && group.length > 1) { // too much for one request: in two
+    const half = group.length >> 1;
+    await ask(group.slice(0, half));
+    if (!options.signal.aborted) await ask(group.slice(half));
     return;
   }
-  if (mine !== latest) return;
-  if (!reply.ok) return complain(`${file.name || "The picture"} was not accepted: ${answer.detail}`);
-  URL.revokeObjectURL(at("sent").src);
-  at("sent").src = URL.createObjectURL(file);
-  show(answer);
+  group.forEach((card, i) => {
+    const answer = Array.isArray(said) ? said[i] : said;
+    if (answer.class_name === undefined) fail(card, answer);
+    else show(card, answer);
+  });
+}
+
+function inGroups(wanted) {
+  const groups = [[]];
+  let size = 0;
+  for (const card of wanted) {
+    if (groups.at(-1).length === AT_ONCE || (size && size + card.file.size > BYTES_AT_ONCE)) { groups.push([]); size = 0; }
+    groups.at(-1).push(card);
+    size += card.file.size;
+  }
+  return groups;
+}
+
+async function classify(wanted) {
+  const { signal } = stop;
+  at("trouble").hidden = true;
+  at("status").textContent = `Looking at ${pictures(wanted.length)} …`;
+  const readable = await Promise.all(wanted.map(card => card.file.slice(0, 1).arrayBuffer().then(() => true, () => false)));
+  if (signal.aborted) return;
+  wanted.forEach((card, i) => { if (!readable[i]) fail(card, { detail: "it cannot be read; is it a folder?", status: 400 }); });
+  for (const group of inGroups(wanted.filter((_, i) => readable[i]))) {
+    if (group.length) await ask(group);
+    if (signal.aborted) return;
+  }
+  const answered = cards.filter(card => card.answer), waiting = cards.filter(card => card.waitsFor);
+  at("status").textContent = cards.length > 1 ? `${answered.length} of ${pictures(cards.length)} answered.`
+    : answered.length ? `${part(cards[0], "answer").textContent}. Answered in ${cards[0].answer.inference_ms.toFixed(1)} ms in the network.` : "";
+  if (waiting.length) complain(`There is no answer for ${pictures(waiting.length)} yet: ${waiting[0].waitsFor}. Please try again.`, true);
+}
+
+// Cards
+
+function newCard(file) {
+  const card = { file, node: at("card").content.firstElementChild.cloneNode(true), url: URL.createObjectURL(file), answer: null, waitsFor: "" };
+  const sent = part(card, "sent");
+  part(card, "answer").textContent = file.name || "The picture";
+  part(card, "name").textContent = "No answer yet.";
+  sent.alt = `The picture that you sent, ${file.name}`;
+  sent.addEventListener("error", () => { sent.parentElement.hidden = true; });
+  sent.src = card.url;
+  part(card, "explain").addEventListener("click", () => explain(card));
+  return card;
+}
+
+function fail(card, { detail, status }) {
+  card.waitsFor = mayPass(status) ? detail : "";
+  if (card.waitsFor) return;
+  part(card, "name").textContent = "";
+  part(card, "problem").textContent = `${card.file.name || "The picture"} was not accepted: ${detail}`;
+}
+
+function fillBars(table, ranked) {
+  table.tBodies[0].replaceChildren(...ranked.map(([name, p]) => {
+    const bar = make("div", { className: "bar" });
+    bar.style.width = 100 * p + "%";
+    return make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", {}, bar), make("td", { textContent: percent(p) }));
+  }));
+}
+
+function show(card, answer) {
+  const ranked = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]), rest = ranked.slice(10), seen = part(card, "seen");
+  card.answer = answer;
+  card.waitsFor = "";
+  part(card, "answer").textContent = `${answer.class_name}, ${percent(answer.confidence)}`;
+  part(card, "name").textContent = card.file.name;
+  part(card, "unknown").hidden = answer.in_distribution !== false;
+  seen.src = answer.view;
+  seen.decode().then(() => { seen.nextElementSibling.textContent = `as the model sees it, ${seen.naturalWidth}\u00a0×\u00a0${seen.naturalHeight}`; }).catch(() => {});
+  part(card, "view").hidden = false;
+  fillBars(part(card, "bars"), ranked.slice(0, 10));
+  part(card, "rest").hidden = !rest.length;
+  part(card, "rest").firstElementChild.textContent = `the other ${rest.length} classes`;
+  fillBars(part(card, "rest").querySelector("table"), rest);
+  part(card, "details").hidden = false;
+}
+
+async function explain(card) {
+  const button = part(card, "explain"), where = part(card, "where"), overlay = part(card, "overlay");
+  if (button.ariaDisabled === "true") return; // it is on its way
+  if (!overlay.src) {
+    button.ariaDisabled = "true";
+    const answer = await call("explain", formOf("file", [card]));
+    button.ariaDisabled = "false";
+    part(card, "problem").textContent = answer.overlay ? "" : `It cannot be shown where the model looked: ${answer.detail}${mayPass(answer.status) ? ". Please try again." : ""}`;
+    if (!answer.overlay) return;
+    overlay.src = answer.overlay;
+    overlay.alt = `The picture, red where the model saw what speaks for “${answer.class_name}”`;
+  }
+  where.hidden = !where.hidden;
+  button.ariaExpanded = String(!where.hidden);
 }
 
 function take(files) {
-  const file = [...files][0];
-  if (file) classify(file);
-  else { latest++; complain("There is no picture in that."); }
+  stop.abort();
+  stop = new AbortController();
+  for (const card of cards) URL.revokeObjectURL(card.url);
+  cards = [...files].map(newCard);
+  at("results").replaceChildren(...cards.map(card => card.node));
+  if (cards.length) classify(cards);
+  else complain("There is no picture in that.");
 }
 
+// The camera
+
+async function openCamera() {
+  at("open-camera").disabled = true;
+  at("trouble").hidden = true;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    at("camera").hidden = false;
+    at("video").srcObject = stream;
+    stream.getTracks()[0].addEventListener("ended", closeCamera); // unplugged
+    at("shoot").focus();
+  } catch (problem) {
+    closeCamera();
+    const why = { NotAllowedError: "the browser does not allow it to this page; it may be allowed beside the address", NotFoundError: "there is none" }[problem.name];
+    complain(`The camera cannot be used: ${why ?? problem.message}.`);
+  }
+}
+
+function closeCamera() {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  stream = at("video").srcObject = null;
+  at("camera").hidden = true;
+  at("open-camera").disabled = false;
+  at("open-camera").focus();
+}
+
+function shoot() {
+  const canvas = document.createElement("canvas"), video = at("video");
+  if (!video.videoWidth) return; // it shows nothing yet
+  canvas.width = video.videoWidth;
+  canvas.height = video.videoHeight;
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  closeCamera();
+  canvas.toBlob(blob => take([new File([blob], "camera.jpg", { type: blob.type })]), "image/jpeg", 0.95);
+}
+
+at("open-camera").hidden = !navigator.mediaDevices?.getUserMedia;
+at("open-camera").addEventListener("click", openCamera);
+at("close-camera").addEventListener("click", closeCamera);
+at("shoot").addEventListener("click", shoot);
+at("camera").addEventListener("keydown", event => { if (event.key === "Escape") closeCamera(); });
+
+at("again").addEventListener("click", () => { at("status").focus(); classify(cards.filter(card => card.waitsFor)); });
 at("choose").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", () => { if (at("file").files.length) take(at("file").files); at("file").value = ""; });
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, event => { event.preventDefault(); at("drop").classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) addEventListener(kind, event => { event.preventDefault(); at("drop").classList.remove("over"); });
 addEventListener("drop", event => take(event.dataTransfer.files));
-addEventListener("paste", event => take(event.clipboardData.files));
+addEventListener("paste", event => { if (event.target !== at("key")) take(event.clipboardData.files); });
 
-fetch("model").then(reply => reply.ok ? reply.json() : Promise.reject()).then(card => {
+call("model").then(card => {
+  if (!card.classes) { at("model").textContent = "There is no model behind this page yet."; return; }
   const score = card.test_accuracy === null ? "" : `; right on ${percent(card.test_accuracy)} of its test pictures`;
   at("model").textContent = `The model knows ${card.classes.length} classes (${card.classes.slice(0, 10).join(", ")}${card.classes.length > 10 ? ", …" : ""})${score}.`;
-}).catch(() => { at("model").textContent = "There is no model behind this page yet."; });
+});
