@@ -562,7 +562,7 @@ def create_app(
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPIOffline(title='cifar_nb', version=__version__, lifespan=lifespan, root_path=settings.root_path, description='Send a picture, get its class.')
+    app = FastAPIOffline(title='cifar_nb', version=__version__, lifespan=lifespan, description='Send a picture, get its class.')
     app.state.engine = engine
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(CORSMiddleware, allow_origin_regex=origin_pattern(settings.cors_origins), allow_methods=['GET', 'POST'], allow_headers=['Content-Type', 'X-API-Key', 'Authorization', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
@@ -759,7 +759,7 @@ def served(
 )->Iterator[str]: # The address, such as http://127.0.0.1:8000
     "Run a server in a thread until the block ends."
     sock = open_port(host, port)
-    server = uvicorn.Server(uvicorn.Config(app, **SERVER))
+    server = uvicorn.Server(uvicorn.Config(app, root_path=app.state.engine.settings.root_path, **SERVER))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
     while thread.is_alive() and not server.started: time.sleep(.01)
@@ -788,9 +788,10 @@ def run(
 )->None:
     "Serve until a signal says stop; what has begun is finished first."
     start_logging(settings.log_json)
-    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **SERVER)).run(sockets=[sock])
+    server = dict(root_path=settings.root_path, **SERVER)
+    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
     with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
         share = settings.threads or max(1, (os.cpu_count() or 1)//settings.workers)
         os.environ.update(settings.as_environment(threads=share), PROMETHEUS_MULTIPROC_DIR=folder, CIFAR_NB_SUPERVISOR=str(os.getpid()))
-        config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **SERVER)
+        config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **server)
         Workers(config, sockets=[sock]).run()
