@@ -447,7 +447,7 @@ class Records:
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        start,status = time.perf_counter(),500
+        start,status = time.perf_counter(),0
         given = next((value.decode('latin-1') for name,value in scope['headers'] if name == b'x-request-id'), '')
         number = given if re.fullmatch(r'[\w.-]{1,64}', given, re.ASCII) else secrets.token_hex(8)
 
@@ -461,6 +461,9 @@ class Records:
             await send(message)
 
         try: await self.app(scope, receive, dressed)
+        except Exception:  # answered here, since what FastAPI itself would answer has no headers of ours
+            if not status: await JSONResponse({'detail': 'an internal error; it has been logged'}, 500)(scope, receive, dressed)
+            raise
         finally:
             took,route = time.perf_counter()-start,getattr(scope.get('route'), 'path', 'other')
             method = scope['method'] if scope['method'] in ('GET', 'HEAD', 'POST', 'OPTIONS') else 'other'
@@ -585,9 +588,6 @@ def add_problems(
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request, error): return JSONResponse({'detail': 'the client has hung up'}, 400)  # for the log: nobody reads it
-
-    @app.exception_handler(Exception)
-    async def our_fault(request, error): return JSONResponse({'detail': 'an internal error; it has been logged'}, 500)
 
 # %% ../nbs/10_serve.ipynb #c545e86a
 def add_information(
