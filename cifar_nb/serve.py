@@ -488,13 +488,12 @@ class TextLines(logging.Formatter):
 def start_logging(
     as_json:bool, # Lines of JSON instead of text
 )->None:
-    "Send our log and uvicorn's to standard error."
+    "Send all logs and Python's warnings to standard error, in one form."
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else TextLines('%(asctime)s %(levelname)s %(message)s'))
-    for name in ('cifar_nb', 'uvicorn'):
-        logger = logging.getLogger(name)
-        logger.handlers,logger.propagate = [handler],False
-        logger.setLevel(logging.INFO)
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in ('cifar_nb', 'uvicorn'): logging.getLogger(name).setLevel(logging.INFO)
 
 # %% ../nbs/10_serve.ipynb #8e7c7956
 def key_check(
