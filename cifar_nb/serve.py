@@ -773,9 +773,14 @@ def served(
 
 # %% ../nbs/10_serve.ipynb #049ede60
 class Workers(Multiprocess):
-    "uvicorn's supervisor, which passes SIGHUP on to its processes."
+    "uvicorn's supervisor, which passes SIGHUP on to its processes, and sees at once when one is gone."
     def handle_hup(self):
-        for worker in self.processes: os.kill(worker.pid, signal.SIGHUP)
+        for worker in self.processes:
+            if worker.process.is_alive(): os.kill(worker.pid, signal.SIGHUP)
+
+    def keep_subprocess_alive(self):
+        for worker in self.processes: worker.child_conn.close()  # our copy of its end: with it open, one that dies while it is asked for its health is waited for
+        super().keep_subprocess_alive()
 
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
