@@ -292,7 +292,7 @@ class Engine:
         predictor:Predictor|None=None, # None: the thread loads the one of the settings when it starts
     ):
         self.settings,self.predictor,self.metrics = settings,predictor,Metrics()
-        self.why,self.stopping,self.waiting,self.jobs = 'it is being loaded',False,0,queue.SimpleQueue()
+        self.why,self.stopping,self.waiting,self.jobs,self.tried = 'it is being loaded',False,0,queue.SimpleQueue(),threading.Event()
 
     def open(self):
         "Start the thread. Called in the event loop that answers go to."
@@ -309,6 +309,7 @@ class Engine:
         "Load the model if there is none, then answer until `None` comes."
         if self.settings.threads: torch.set_num_threads(self.settings.threads)
         if self.predictor is None: load(self)
+        self.tried.set()
         while (job := self.jobs.get()) is not None:
             batch = answered(first_and_others(self.jobs, job, self.settings.max_batch), self.predictor, self.settings)
             self.metrics.see([outcome for _,outcome in batch])
@@ -447,7 +448,7 @@ class Records:
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        start,status = time.perf_counter(),500
+        start,status = time.perf_counter(),0
         given = next((value.decode('latin-1') for name,value in scope['headers'] if name == b'x-request-id'), '')
         number = given if re.fullmatch(r'[\w.-]{1,64}', given, re.ASCII) else secrets.token_hex(8)
 
@@ -461,6 +462,9 @@ class Records:
             await send(message)
 
         try: await self.app(scope, receive, dressed)
+        except Exception:  # answered here, since what FastAPI itself would answer has no headers of ours
+            if not status: await JSONResponse({'detail': 'an internal error; it has been logged'}, 500)(scope, receive, dressed)
+            raise
         finally:
             took,route = time.perf_counter()-start,getattr(scope.get('route'), 'path', 'other')
             method = scope['method'] if scope['method'] in ('GET', 'HEAD', 'POST', 'OPTIONS') else 'other'
@@ -485,13 +489,12 @@ class TextLines(logging.Formatter):
 def start_logging(
     as_json:bool, # Lines of JSON instead of text
 )->None:
-    "Send our log and uvicorn's to standard error."
+    "Send all logs and Python's warnings to standard error, in one form."
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else TextLines('%(asctime)s %(levelname)s %(message)s'))
-    for name in ('cifar_nb', 'uvicorn'):
-        logger = logging.getLogger(name)
-        logger.handlers,logger.propagate = [handler],False
-        logger.setLevel(logging.INFO)
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in ('cifar_nb', 'uvicorn'): logging.getLogger(name).setLevel(logging.INFO)
 
 # %% ../nbs/10_serve.ipynb #8e7c7956
 def key_check(
@@ -559,10 +562,11 @@ def create_app(
     async def lifespan(app)->AsyncIterator[None]:
         engine.open()
         hear_signals(engine)
+        if 'CIFAR_NB_SUPERVISOR' in os.environ: await asyncio.to_thread(engine.tried.wait)  # one of several takes no request that another could answer already
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPIOffline(title='cifar_nb', version=__version__, lifespan=lifespan, root_path=settings.root_path, description='Send a picture, get its class.')
+    app = FastAPIOffline(title='cifar_nb', version=__version__, lifespan=lifespan, description='Send a picture, get its class.')
     app.state.engine = engine
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(CORSMiddleware, allow_origin_regex=origin_pattern(settings.cors_origins), allow_methods=['GET', 'POST'], allow_headers=['Content-Type', 'X-API-Key', 'Authorization', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
@@ -585,9 +589,6 @@ def add_problems(
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request, error): return JSONResponse({'detail': 'the client has hung up'}, 400)  # for the log: nobody reads it
-
-    @app.exception_handler(Exception)
-    async def our_fault(request, error): return JSONResponse({'detail': 'an internal error; it has been logged'}, 500)
 
 # %% ../nbs/10_serve.ipynb #c545e86a
 def add_information(
@@ -759,7 +760,7 @@ def served(
 )->Iterator[str]: # The address, such as http://127.0.0.1:8000
     "Run a server in a thread until the block ends."
     sock = open_port(host, port)
-    server = uvicorn.Server(uvicorn.Config(app, **SERVER))
+    server = uvicorn.Server(uvicorn.Config(app, root_path=app.state.engine.settings.root_path, **SERVER))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
     while thread.is_alive() and not server.started: time.sleep(.01)
@@ -772,9 +773,14 @@ def served(
 
 # %% ../nbs/10_serve.ipynb #049ede60
 class Workers(Multiprocess):
-    "uvicorn's supervisor, which passes SIGHUP on to its processes."
+    "uvicorn's supervisor, which passes SIGHUP on to its processes, and sees at once when one is gone."
     def handle_hup(self):
-        for worker in self.processes: os.kill(worker.pid, signal.SIGHUP)
+        for worker in self.processes:
+            if worker.process.is_alive(): os.kill(worker.pid, signal.SIGHUP)
+
+    def keep_subprocess_alive(self):
+        for worker in self.processes: worker.child_conn.close()  # our copy of its end: with it open, one that dies while it is asked for its health is waited for
+        super().keep_subprocess_alive()
 
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
@@ -788,9 +794,10 @@ def run(
 )->None:
     "Serve until a signal says stop; what has begun is finished first."
     start_logging(settings.log_json)
-    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **SERVER)).run(sockets=[sock])
+    server = dict(root_path=settings.root_path, **SERVER)
+    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
     with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
         share = settings.threads or max(1, (os.cpu_count() or 1)//settings.workers)
         os.environ.update(settings.as_environment(threads=share), PROMETHEUS_MULTIPROC_DIR=folder, CIFAR_NB_SUPERVISOR=str(os.getpid()))
-        config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **SERVER)
+        config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **server)
         Workers(config, sockets=[sock]).run()

@@ -1,0 +1,198 @@
+"Several processes behind one port: counted together, killed, told of another model, and stopped, under load."
+import base64
+import io
+import os
+import re
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from threading import Event, Thread
+
+import httpx
+import pytest
+from PIL import Image
+from service import service, until
+
+from cifar_nb.data import synthetic
+
+WEIGHTS = Path(str(files("cifar_nb.weights")))
+KEY = {"X-API-Key": "open sesame"}
+
+
+def png(size=(61, 47)):
+    Image.fromarray(synthetic("test").pixels[7].permute(1, 2, 0).numpy()).resize(size).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+PNG = png()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "A file that the tests replace."
+    path = tmp_path_factory.mktemp("model") / "mine.safetensors"
+    shutil.copy(WEIGHTS / "cifar10.safetensors", path)
+    return path
+
+
+def put(path, data):
+    "Replace a model file in one step, as a careful person would."
+    path.with_suffix(".new").write_bytes(data)
+    os.replace(path.with_suffix(".new"), path)
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory, model):
+    with service(tmp_path_factory.mktemp("crew"), "--workers", "2", "--log-json", CIFAR_NB_MODEL=str(model), CIFAR_NB_API_KEY=KEY["X-API-Key"]) as it:
+        until(lambda: len(it.workers()) == 2)
+        it.client = httpx.Client(base_url=it.url, timeout=60, headers={**KEY, "Connection": "close"})  # each request may meet another process
+        until(lambda: started(it) == 2)
+        yield it
+        it.client.close()
+
+
+@contextmanager
+def load(it, clients=3):
+    "Pictures one after the other, each over a new connection. Yields what came back: statuses, or what broke."
+    seen, end = [], Event()
+
+    def send():
+        with httpx.Client(base_url=it.url, timeout=60, headers={**KEY, "Connection": "close"}) as client:
+            while not end.is_set():
+                try: seen.append(client.post("/predict", files={"file": PNG}).status_code)
+                except httpx.TransportError as e: seen.append(type(e).__name__)
+    threads = [Thread(target=send) for _ in range(clients)]
+    for thread in threads: thread.start()
+    try:
+        until(lambda: len(seen) > 10)
+        yield seen
+        before = len(seen)
+        until(lambda: len(seen) > before + 10)
+    finally:
+        end.set()
+        for thread in threads: thread.join()
+
+
+def counted(it, route="/live"): return sum(float(n) for n in re.findall(rf'^cifar_nb_requests_total{{[^}}]*route="{route}"[^}}]*}} (\S+)', it.client.get("/metrics").text, re.M))
+
+
+def started(it): return sum("Application startup complete" in line for line in it.lines())
+
+
+def networks(it, asked=30): return {it.client.get("/model").json()["architecture"] for _ in range(asked)}
+
+
+def test_counters_add_up(crew):
+    before = counted(crew)
+    with ThreadPoolExecutor(4) as crowd: list(crowd.map(lambda _: crew.client.get("/live").raise_for_status(), range(40)))
+    until(lambda: counted(crew) == before + 40, 10)
+    assert {counted(crew) for _ in range(10)} == {before + 40}
+
+
+def test_both_answer(crew):
+    assert [crew.client.post("/predict", files={"file": PNG}).status_code for _ in range(10)] == [200] * 10
+    assert crew.client.get("/health").json()["backend"] == "eager"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(crew, which):
+    old, done, before = crew.workers(), counted(crew), started(crew)
+    with load(crew) as seen:
+        os.kill(old[which], signal.SIGKILL)
+        until(lambda: len(crew.workers()) == 2 and old[which] not in crew.workers())
+        until(lambda: started(crew) == before + 1)
+    broken = [s for s in seen if s != 200]
+    assert set(broken) <= {"ReadError", "RemoteProtocolError", "WriteError"} and len(broken) <= 3, broken  # those that it was answering
+    assert old[1 - which] in crew.workers() and counted(crew) >= done
+
+
+@pytest.mark.parametrize("how", ["request", "signal"])
+def test_another_model_without_a_failed_request(crew, model, how):
+    name = {"request": "simple", "signal": "cifar10"}[how]
+    before = networks(crew)
+    assert len(before) == 1
+    with load(crew) as seen:
+        put(model, (WEIGHTS / f"{name}.safetensors").read_bytes())
+        if how == "signal": crew.process.send_signal(signal.SIGHUP)
+        else: assert crew.client.post("/model/reload").raise_for_status().json()["architecture"] not in before
+        until(lambda: not networks(crew) & before, 60)
+    assert set(seen) == {200}
+    after = networks(crew, 60)
+    assert len(after) == 1 and not after & before
+    assert crew.client.get("/health").json()["model"] == "mine"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: data[:-1000] + bytes(1000), lambda data: b"", lambda data: b"no model at all"], ids=["cut", "changed", "empty", "text"])
+def test_a_damaged_file_leaves_the_old_model_serving(crew, model, damage):
+    before, good, workers = networks(crew), model.read_bytes(), crew.workers()
+    with load(crew) as seen:
+        put(model, damage(good))
+        reply = crew.client.post("/model/reload")
+        assert reply.status_code == 409 and "mine.safetensors cannot be used as a model: " in reply.json()["detail"], reply.text
+        lines = len(crew.lines())
+        crew.process.send_signal(signal.SIGHUP)
+        until(lambda: sum("was not reloaded" in line for line in crew.lines()[lines:]) == 2, 30)
+    put(model, good)
+    assert set(seen) == {200} and networks(crew) == before and crew.workers() == workers
+
+
+def test_a_missing_file_too(crew, model):
+    before, aside = networks(crew), model.with_suffix(".aside")
+    model.rename(aside)
+    assert crew.client.post("/model/reload").status_code == 409
+    aside.rename(model)
+    assert networks(crew) == before and crew.client.post("/model/reload").status_code == 200
+
+
+def test_only_the_key_reloads(crew):
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}): assert httpx.post(f"{crew.url}/model/reload", headers=headers).status_code == 401
+    assert httpx.post(f"{crew.url}/model/reload", headers={"Authorization": f"Bearer {KEY['X-API-Key']}"}).status_code == 200
+
+
+def test_one_line_a_request_and_nothing_of_the_picture(crew):
+    time.sleep(.5)
+    lines = len(crew.lines())
+    asked = [crew.client.post("/predict", files={"file": ("secret-name.png", PNG)}) for _ in range(5)] + [crew.client.post("/predict_base64", json={"image_base64": base64.b64encode(PNG).decode()}), crew.client.get("/nowhere"), crew.client.post("/predict", files={"file": b"secret-text"})]
+    until(lambda: len(crew.lines()) >= lines + len(asked), 10)
+    time.sleep(.3)
+    records, text = crew.records()[lines - 1:], "\n".join(crew.lines()[lines:])
+    assert [(r["id"], r["status"], r["method"]) for r in records] == [(a.headers["x-request-id"], a.status_code, a.request.method) for a in asked]
+    assert [r["route"] for r in records] == ["/predict"] * 5 + ["/predict_base64", "other", "/predict"]
+    assert all(r["ms"] >= 0 and r["level"] == "INFO" for r in records)
+    assert "secret" not in text and base64.b64encode(PNG)[:40].decode() not in text and "IHDR" not in text and KEY["X-API-Key"] not in text
+    assert not any("trace" in r for r in crew.records())
+
+
+def stopped_while_busy(it, pictures=12):
+    "Statuses of requests that were being answered when the server was told to stop, and its exit code."
+    large = png((3000, 3000))
+    with ThreadPoolExecutor(pictures) as crowd:
+        replies = [crowd.submit(httpx.post, f"{it.url}/predict", files={"file": large}, headers=KEY, timeout=60) for _ in range(pictures)]
+        until(lambda: any(reply.done() for reply in replies))  # all have come, some of them wait for the model
+        code = it.stop()
+        return [reply.result().status_code for reply in replies], code
+
+
+def test_told_to_stop_they_finish_what_has_begun(crew):
+    statuses, code = stopped_while_busy(crew)
+    assert (statuses, code) == ([200] * 12, 0)
+    with pytest.raises(httpx.ConnectError): httpx.get(f"{crew.url}/live")
+    assert crew.left_behind() == set() and all({"time", "level", "message"} <= set(r) for r in crew.records())
+    assert not any("trace" in r for r in crew.records())
+
+
+def test_a_single_process_finishes_too_and_reloads_nothing_without_a_key(tmp_path, model):
+    with service(tmp_path, CIFAR_NB_MODEL=str(model)) as it:
+        refused = httpx.post(f"{it.url}/model/reload", headers=KEY)
+        assert refused.status_code == 403 and "CIFAR_NB_API_KEY" in refused.json()["detail"]
+        before = httpx.get(f"{it.url}/model").json()["architecture"]
+        put(model, (WEIGHTS / "simple.safetensors").read_bytes())
+        it.process.send_signal(signal.SIGHUP)
+        until(lambda: httpx.get(f"{it.url}/model").json()["architecture"] != before, 30)
+        statuses, code = stopped_while_busy(it)
+        assert (statuses, code) == ([200] * 12, 0)
+        assert it.left_behind() == set() and not [line for line in it.lines() if "Traceback" in line]
