@@ -102,7 +102,7 @@ class Classes(BaseModel):
 
 class ImageBody(BaseModel):
     "A picture inside JSON."
-    image_base64:str = Field(description='The picture file in base64, bare or as a data URL')
+    image_base64:str = Field(description='The picture file in base64, bare or as a data URL', json_schema_extra={'format': 'byte'})
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` shall list')
 
 # %% ../nbs/10_serve.ipynb #50c9520b
