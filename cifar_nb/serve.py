@@ -137,7 +137,7 @@ async def read_request(request:Request)->tuple[bytes, int|None]: # The picture f
     kind = content_kind(request)
     if kind == 'application/json': return await read_json(request)
     if kind == 'multipart/form-data':
-        async with request.form(max_files=4, max_fields=8) as form:
+        async with request.form(max_files=4, max_fields=100) as form:
             upload = next((form[name] for name in ('file', 'image') if isinstance(form.get(name), UploadFile)), None)
             with as_request_error(): top_k = ImageBody(image_base64='', top_k=form.get('top_k')).top_k
             if upload is not None: return await upload.read(), top_k
@@ -150,7 +150,7 @@ async def read_files(
 )->list[bytes]: # The picture files, in the order of the form
     "All files of a form, whatever their fields are called. Raises `ImageError` when there is none, `HTTPException` for too many or a broken form."
     if content_kind(request) != 'multipart/form-data': raise ImageError('send the pictures as files of a multipart form, all in fields "files"')
-    async with request.form(max_files=most, max_fields=8) as form:
+    async with request.form(max_files=most, max_fields=100) as form:
         files = [await value.read() for _,value in form.multi_items() if isinstance(value, UploadFile)]
     if not files: raise ImageError('there is no file in the form; send the pictures in fields "files"')
     return files
