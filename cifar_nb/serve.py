@@ -502,17 +502,17 @@ def key_check(
     required:bool=False, # Whether a service without a key refuses everybody
 )->Callable: # For `Depends`
     "A check of the API key. It raises a 401 for a wrong or missing key, and a 403 where one is required and none is set."
+    def nobody():
+        if required: raise HTTPException(403, 'this service has no key, and so nobody may do this: set CIFAR_NB_API_KEY when it starts')
+
     def check(
         key:Annotated[str|None, Security(APIKeyHeader(name='X-API-Key', auto_error=False, description='When the service has a key'))]=None,
         bearer:Annotated[object, Security(HTTPBearer(auto_error=False, description='The same key as a bearer token'))]=None,
     ):
-        if settings.api_key is None:
-            if required: raise HTTPException(403, 'this service has no key, and so nobody may do this: set CIFAR_NB_API_KEY when it starts')
-            return
         sent = key or (bearer.credentials if bearer else '')
         if not secrets.compare_digest(sent.encode(), settings.api_key.get_secret_value().encode()):
             raise HTTPException(401, 'this service needs a key: send it as X-API-Key, or as Authorization: Bearer …', {'WWW-Authenticate': 'Bearer'})
-    return check
+    return nobody if settings.api_key is None else check
 
 # %% ../nbs/10_serve.ipynb #38aac3b1
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
