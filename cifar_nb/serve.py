@@ -102,7 +102,7 @@ class Classes(BaseModel):
 
 class ImageBody(BaseModel):
     "A picture inside JSON."
-    image_base64:str = Field(description='The picture file in base64, bare or as a data URL')
+    image_base64:str = Field(description='The picture file in base64, bare or as a data URL', json_schema_extra={'format': 'byte'})
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` shall list')
 
 # %% ../nbs/10_serve.ipynb #50c9520b
@@ -137,7 +137,7 @@ async def read_request(request:Request)->tuple[bytes, int|None]: # The picture f
     kind = content_kind(request)
     if kind == 'application/json': return await read_json(request)
     if kind == 'multipart/form-data':
-        async with request.form(max_files=4, max_fields=8) as form:
+        async with request.form(max_files=4, max_fields=100) as form:
             upload = next((form[name] for name in ('file', 'image') if isinstance(form.get(name), UploadFile)), None)
             with as_request_error(): top_k = ImageBody(image_base64='', top_k=form.get('top_k')).top_k
             if upload is not None: return await upload.read(), top_k
@@ -150,7 +150,7 @@ async def read_files(
 )->list[bytes]: # The picture files, in the order of the form
     "All files of a form, whatever their fields are called. Raises `ImageError` when there is none, `HTTPException` for too many or a broken form."
     if content_kind(request) != 'multipart/form-data': raise ImageError('send the pictures as files of a multipart form, all in fields "files"')
-    async with request.form(max_files=most, max_fields=8) as form:
+    async with request.form(max_files=most, max_fields=100) as form:
         files = [await value.read() for _,value in form.multi_items() if isinstance(value, UploadFile)]
     if not files: raise ImageError('there is no file in the form; send the pictures in fields "files"')
     return files
@@ -502,17 +502,17 @@ def key_check(
     required:bool=False, # Whether a service without a key refuses everybody
 )->Callable: # For `Depends`
     "A check of the API key. It raises a 401 for a wrong or missing key, and a 403 where one is required and none is set."
+    def nobody():
+        if required: raise HTTPException(403, 'this service has no key, and so nobody may do this: set CIFAR_NB_API_KEY when it starts')
+
     def check(
         key:Annotated[str|None, Security(APIKeyHeader(name='X-API-Key', auto_error=False, description='When the service has a key'))]=None,
         bearer:Annotated[object, Security(HTTPBearer(auto_error=False, description='The same key as a bearer token'))]=None,
     ):
-        if settings.api_key is None:
-            if required: raise HTTPException(403, 'this service has no key, and so nobody may do this: set CIFAR_NB_API_KEY when it starts')
-            return
         sent = key or (bearer.credentials if bearer else '')
         if not secrets.compare_digest(sent.encode(), settings.api_key.get_secret_value().encode()):
             raise HTTPException(401, 'this service needs a key: send it as X-API-Key, or as Authorization: Bearer …', {'WWW-Authenticate': 'Bearer'})
-    return check
+    return nobody if settings.api_key is None else check
 
 # %% ../nbs/10_serve.ipynb #38aac3b1
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
