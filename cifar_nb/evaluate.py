@@ -157,11 +157,11 @@ def grad_cam(
     x:Tensor, # float32 (B,C,H,W), normalised
     target:Tensor|None=None, # int64 (B,), the classes to explain; None explains the answers
 )->Tensor: # float32 (B,H,W), 0 to 1, on the CPU
-    "Which places spoke for a class (Grad-CAM, Selvaraju et al., 2017). Raises `ValueError` for a model without maps."
+    "Which places spoke for a class (Grad-CAM without the mean over places: HiResCAM, Draelos and Carin, 2020). Raises `ValueError` for a model without maps."
     with torch.inference_mode(False), torch.enable_grad():
         maps,logits = last_maps(model, x.clone().requires_grad_())
         target = logits.argmax(1) if target is None else target.to(logits.device)
         grad, = torch.autograd.grad(logits.gather(1, target[:,None]).sum(), maps)
-    cam = (grad.mean((2, 3), keepdim=True)*maps).sum(1, keepdim=True).relu().detach().float()
+    cam = (grad*maps).sum(1, keepdim=True).relu().detach().float()
     cam = F.interpolate(cam, x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     return (cam/cam.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu()
