@@ -393,30 +393,32 @@ async def drain(
 
 # %% ../nbs/10_serve.ipynb #c52545f4
 class BodyLimit:
-    "ASGI middleware: a 413 for too large a body, a 503 while bodies fill the memory, a 408 for a body that stalls."
+    "ASGI middleware: a 413 for too large a body, a 503 while bodies fill the memory, a 408 for a body that stalls or trickles."
     def __init__(self,
         app, # The ASGI application below
         settings:Settings, # `max_body_bytes` and `max_held_bytes` count
         stall:float=8, # Longest time in seconds between two parts of a body
-    ): self.app,self.settings,self.stall,self.held = app,settings,stall,0
+        total:float=120, # Longest time in seconds for a whole body
+    ): self.app,self.settings,self.stall,self.total,self.held = app,settings,stall,total,0
 
     async def part(self,
         receive:Callable, # ASGI
+        end:float, # When the whole body must be there, by the clock `time.monotonic`
     )->dict: # The message
-        "The next part of a body. Raises a 408 when none comes."
+        "The next part of a body. Raises a 408 when it does not come in time."
         try:
-            async with asyncio.timeout(self.stall): return await receive()
-        except TimeoutError: raise HTTPException(408, f'no part of the request body has come for {self.stall:g} seconds') from None
+            async with asyncio.timeout(min(self.stall, end-time.monotonic())): return await receive()
+        except TimeoutError: raise HTTPException(408, f'the request body came too slowly: {self.stall:g} seconds without a part, or {self.total:g} in all, are the most') from None
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http' or scope['method'] in ('GET', 'HEAD'): return await self.app(scope, receive, send)
-        most,seen,whole = self.settings.max_body_bytes,0,False
+        most,seen,whole,end = self.settings.max_body_bytes,0,False,time.monotonic()+self.total
         problem = f'the request body is larger than {most:,} bytes, the most that is accepted'
 
         async def counted():
             nonlocal seen,whole
             if whole: return await receive()  # waits for the client to hang up
-            message = await self.part(receive)
+            message = await self.part(receive, end)
             size,whole = len(message.get('body', b'')),not message.get('more_body')
             seen,self.held = seen+size,self.held+size
             if seen > most or self.held > self.settings.max_held_bytes:
