@@ -7,7 +7,7 @@ __all__ = ['MISSING', 'log', 'CSP', 'PAGE_CSP', 'DOCS_CSP', 'HEADERS', 'POLICIES
            'JSON_BODY', 'BODIES', 'TopK', 'View', 'REFUSALS', 'SERVER', 'Problem', 'Answer', 'Explanation', 'Failure',
            'Named', 'Health', 'Alive', 'Classes', 'ImageBody', 'from_base64', 'content_kind', 'as_request_error',
            'read_json', 'read_request', 'read_files', 'as_data_url', 'Job', 'busy', 'decoded', 'explained', 'compute',
-           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'load', 'hasten', 'reload', 'drain',
+           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'tidy', 'load', 'hasten', 'reload', 'drain',
            'BodyLimit', 'Records', 'JsonLines', 'TextLines', 'start_logging', 'key_check', 'form_body', 'documented',
            'sentence', 'origin_pattern', 'create_app', 'add_problems', 'add_information', 'reply', 'add_predictions',
            'one_of_many', 'add_more_predictions', 'add_operations', 'hear_signals', 'open_port', 'address_of', 'served',
@@ -17,6 +17,7 @@ __all__ = ['MISSING', 'log', 'CSP', 'PAGE_CSP', 'DOCS_CSP', 'HEADERS', 'POLICIES
 import asyncio
 import base64
 import binascii
+import gc
 import io
 import json
 import logging
@@ -30,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from filelock import FileLock
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -348,6 +350,12 @@ def deliver(
 # %% ../nbs/10_serve.ipynb #a4d7e565
 log = logging.getLogger('cifar_nb')
 
+def tidy():
+    "Take rubbish away now, and what is left out of the garbage collector's sight."
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
 def load(engine:Engine):
     "Load the model of the settings, and remember why where that fails."
     settings = engine.settings
@@ -363,9 +371,12 @@ def hasten(engine:Engine):
     "Look for the fastest back end, and use it unless the model has been exchanged meanwhile."
     slow = engine.predictor
     if engine.settings.threads: torch.set_num_threads(engine.settings.threads)
-    quick,rows = fastest(slow, threads=engine.settings.threads)
+    folder = os.environ.get('PROMETHEUS_MULTIPROC_DIR')  # shared by all workers of a service
+    with FileLock(Path(folder, 'race.lock')) if folder else nullcontext():  # who races beside another one measures the other one
+        quick,rows = fastest(slow, threads=engine.settings.threads)
     for name,one,eight,note in rows: log.info('back end %s: %s', name, note or f'{one} ms for one picture, {eight} ms for eight')
     if engine.predictor is slow: engine.predictor = quick
+    tidy()
     log.info('computing with %s', engine.predictor.backend)
 
 # %% ../nbs/10_serve.ipynb #e8d53573
@@ -377,6 +388,7 @@ def reload(engine:Engine)->Predictor: # The new one
         way = with_backend(new, engine.predictor.backend, engine.settings.threads)
         if agrees(way, new): new = way
     engine.predictor = new
+    tidy()
     log.info('model %s reloaded, computing with %s', new.name, new.backend)
     return new
 
@@ -504,10 +516,10 @@ def key_check(
     required:bool=False, # Whether a service without a key refuses everybody
 )->Callable: # For `Depends`
     "A check of the API key. It raises a 401 for a wrong or missing key, and a 403 where one is required and none is set."
-    def nobody():
+    async def nobody():
         if required: raise HTTPException(403, 'this service has no key, and so nobody may do this: set CIFAR_NB_API_KEY when it starts')
 
-    def check(
+    async def check(
         key:Annotated[str|None, Security(APIKeyHeader(name='X-API-Key', auto_error=False, description='When the service has a key'))]=None,
         bearer:Annotated[object, Security(HTTPBearer(auto_error=False, description='The same key as a bearer token'))]=None,
     ):
