@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .core import ConfigError, ModelError, Table
 
@@ -67,6 +66,7 @@ def layer_table(
     layers = {name: m for name,m in model.named_modules() if name and (name.count('.')+1 == depth if depth else not list(m.children()))}
     shapes = {}
     hooks = [m.register_forward_hook(lambda m, i, out, name=name: shapes.update({name: tuple(out.shape[1:])})) for name,m in layers.items()]
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
     counter,was_training = FlopCounterMode(display=False), model.training
     model.eval()
     with counter, torch.no_grad(): model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
@@ -241,7 +241,7 @@ class SpeedNet(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         self.blocks = nn.Sequential(*(SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)))
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
-        nn.init.normal_(self.head.weight)
+        self.head.weight = nn.Parameter(torch.randn(n_classes, widths[-1]))  # nn.init.normal_ does the same, but where a model file is read (on `meta`) it imports PyTorch's compiler: a second
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))
