@@ -241,7 +241,7 @@ class SpeedNet(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         self.blocks = nn.Sequential(*(SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)))
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
-        self.head.weight = nn.Parameter(torch.randn(n_classes, widths[-1]))  # nn.init.normal_ does the same, but where a model file is read (on `meta`) it imports PyTorch's compiler: a second
+        nn.init.uniform_(self.head.weight, -3**.5, 3**.5)  # of variance 1; nn.init.normal_ would import PyTorch's compiler wherever a model file is read (on `meta`): a second and a half
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))
