@@ -19,7 +19,7 @@ SEEDS, N_TRAIN, N_VALID, EPOCHS = 3, 20_000, 5000, 4
 device = best_device()
 precision = best_precision(device)
 whole = ()  # pictures in every epoch
-bottom = SpeedRecipe(widths=(16, 64, 64), epochs=EPOCHS, batch_size=250, precision=precision, zoom=whole, smoothing=0, whiten=False, identity=False, orthogonal=False, by_turns=False)
+bottom = SpeedRecipe(widths=(16, 64, 64), epochs=EPOCHS, batch_size=250, lr=.15, precision=precision, zoom=whole, smoothing=0, whiten=False, identity=False, orthogonal=False, by_turns=False)
 RUNGS = {
     "SpeedNet, SGD": {},
     "+ whitened first layer": dict(whiten=True),

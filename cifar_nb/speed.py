@@ -193,10 +193,10 @@ class SpeedRecipe:
     held_out:Part=.1  # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
     widths:Widths=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
     depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block
-    epochs:Count=9  # Passes over the pictures
+    epochs:Count=12  # Passes over the pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
-    batch_size:Count=250  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    lr:Rate=.15  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
+    batch_size:Count=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    lr:Rate=.24  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
     head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width
