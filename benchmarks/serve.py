@@ -31,13 +31,14 @@ from PIL import Image
 from torchvision.transforms import v2
 from cifar_nb.predict import load_model
 model, card = load_model("cifar10")
+model = model.to(torch.DTYPE)
 look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(card.mean, card.std)])
 app = FastAPI()
 
 @app.post("/predict")
 def predict(file: UploadFile):
     image = Image.open(io.BytesIO(file.file.read())).convert("RGB")
-    with torch.inference_mode(): p = (model(look(image)[None]) / card.temperature).softmax(1)[0]
+    with torch.inference_mode(): p = (model(look(image)[None].to(torch.DTYPE)).float() / card.temperature).softmax(1)[0]
     k = int(p.argmax())
     return {"class_name": card.classes[k], "confidence": float(p[k])}
 '''
@@ -52,11 +53,12 @@ class Api(ls.LitAPI):
     def setup(self, device):
         torch.set_num_threads(1)
         self.model, self.card = load_model("cifar10")
+        self.model = self.model.to(torch.DTYPE)
         self.look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.card.mean, self.card.std)])
     def decode_request(self, request): return self.look(Image.open(io.BytesIO(request["file"].file.read())).convert("RGB"))
     def batch(self, inputs): return torch.stack(list(inputs))
     def predict(self, x):
-        with torch.inference_mode(): return (self.model(x) / self.card.temperature).softmax(1)
+        with torch.inference_mode(): return (self.model(x.to(torch.DTYPE)).float() / self.card.temperature).softmax(1)
     def unbatch(self, output): return list(output)
     def encode_response(self, p): return {"class_name": self.card.classes[int(p.argmax())], "confidence": float(p.max())}
 
@@ -75,11 +77,12 @@ class Service:
     def __init__(self):
         torch.set_num_threads(1)
         self.model, self.card = load_model("cifar10")
+        self.model = self.model.to(torch.DTYPE)
         self.look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.card.mean, self.card.std)])
 
     @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10000)
     def predict(self, file: list[Picture.Image]) -> list[dict]:
-        with torch.inference_mode(): p = (self.model(torch.stack([self.look(f.convert("RGB")) for f in file])) / self.card.temperature).softmax(1)
+        with torch.inference_mode(): p = (self.model(torch.stack([self.look(f.convert("RGB")) for f in file]).to(torch.DTYPE)).float() / self.card.temperature).softmax(1)
         return [{"class_name": self.card.classes[int(k)], "confidence": float(s)} for s, k in zip(*p.max(1))]
 '''
 
@@ -97,15 +100,19 @@ def photograph(size=(400, 300), least=30_000):
 
 
 def sides(folder, port):
-    "How each side is started: name, command, environment."
-    for name, text in (("plain_app", FASTAPI), ("lit_app", LITSERVE.replace("PORT", str(port))), ("bento_app", BENTOML)): Path(folder, f"{name}.py").write_text(text)
-    return {
+    "How each side is started: name and command. The others compute as documented, and again in the 16 bits that ours may choose."
+    found = {
         "cifar_nb, 1 worker": [BIN / "cifar-nb", "serve", "--port", port],
         "cifar_nb, 2 workers": [BIN / "cifar-nb", "serve", "--port", port, "--workers", 2],
-        "FastAPI, as documented": [BIN / "python", "-m", "uvicorn", "plain_app:app", "--port", port, "--log-level", "warning"],
-        "LitServe, batches, 2 workers": [BIN / "python", "lit_app.py"],
-        "BentoML, adaptive batches, 2 workers": [BIN / "python", "-m", "bentoml", "serve", "bento_app:Service", "--port", port],
     }
+    for dtype, added in (("float32", ""), ("bfloat16", ", bfloat16")):
+        for name, text in (("plain", FASTAPI), ("lit", LITSERVE.replace("PORT", str(port))), ("bento", BENTOML)): Path(folder, f"{name}_{dtype}.py").write_text(text.replace("DTYPE", dtype))
+        found |= {
+            f"FastAPI, as documented{added}": [BIN / "python", "-m", "uvicorn", f"plain_{dtype}:app", "--port", port, "--log-level", "warning"],
+            f"LitServe, batches, 2 workers{added}": [BIN / "python", f"lit_{dtype}.py"],
+            f"BentoML, adaptive batches, 2 workers{added}": [BIN / "python", "-m", "bentoml", "serve", f"bento_{dtype}:Service", "--port", port],
+        }
+    return found
 
 
 def free_port():
@@ -222,15 +229,17 @@ def prepared(folder):
 
 
 def compare(args):
-    runs = {}
+    runs, chosen = {}, set()
     with tempfile.TemporaryDirectory() as folder:
         form, kind, script = prepared(folder)
         for turn in range(args.rounds):
             for name in sides(folder, 0):
+                if "bfloat16" in name and "bfloat16" not in chosen: continue  # we compute in 32 bits here, as they do
                 port = free_port()
                 server = Server(sides(folder, port)[name], folder, port, form, kind)
                 try:
                     backend = server.settle()
+                    chosen.add(backend)
                     load(server.url, 8, 1, script)
                     for clients in CLIENTS:
                         before, pids = cpu(family(server.process.pid)), family(server.process.pid)

@@ -29,7 +29,7 @@ from .data import ARCHIVES, MIXES, POLICIES, BatchLoader, Images, find_mix, find
 from .evaluate import Report, calibrate, evaluate
 from .models import count_parameters, create_model, imagenet_weights, transfer_
 from .predict import ModelCard, library_versions, load_model, save_model
-from .speed import Muon, SixViews, SpeedRecipe, speedrun
+from .speed import Muon, SixViews, SpeedRecipe, keep_memory, speedrun
 from .train import Amp, Checkpointer, EarlyStopping, History, Precision, best_precision, fit, schedule_for
 
 # %% ../nbs/07_recipes.ipynb #b6689c06
@@ -279,6 +279,7 @@ def train_by(
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[nn.Module, History]: # With the weights that the recipe keeps
     "Train. Raises `ConfigError` or `DatasetError` for what cannot be trained, `TrainingDiverged` when the loss is no number."
+    if device == 'cpu': keep_memory()
     seed_everything(recipe.seed)
     model = built(recipe, len(train.classes), weights).to(device)
     dl = BatchLoader(train, recipe.batch_size, find_policy(recipe.policy).batch, shuffle=True, device=device, drop_last=True, mix=find_mix(recipe.mix, len(train.classes)))

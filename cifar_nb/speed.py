@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Widths', 'whiten_', 'identity_', 'orthogonalize', 'Muon', 'muon_for', 'mirrored', 'shift', 'resized', 'SixViews',
-           'HardPart', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'speedrun']
+           'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'speedrun']
 
 # %% ../nbs/06_speed.ipynb #0596dde0
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -180,6 +181,14 @@ class HardPart:
             hard = losses.topk(math.ceil(self.share*len(x))).indices
             yield x[hard], y[hard]
 
+# %% ../nbs/06_speed.ipynb #4f852dd2
+def keep_memory()->bool: # Whether there was something to set; False elsewhere than with glibc
+    "Let freed blocks of memory stay with the process, for the next step of a training (`mallopt`, see its manual page)."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False
+    M_TRIM_THRESHOLD,M_TOP_PAD,M_MMAP_MAX = -1,-2,-4
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31-1), mallopt(M_TOP_PAD, 2**26)])
+
 # %% ../nbs/06_speed.ipynb #bba354dc
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST['widths'])], ...], Field(min_length=1, max_length=MOST['blocks'])]
 
@@ -268,6 +277,7 @@ def speedrun(
 )->tuple[SpeedNet, History]: # A row an epoch: `epoch`, `size`, `train_loss`, `seconds`
     "Train a `SpeedNet`. Raises `ConfigError` or `DatasetError` for what cannot be trained, `TrainingDiverged` when the loss is no number."
     if recipe.epochs < 1: raise ConfigError(f'{recipe.epochs} epochs train nothing: use 1 or more')
+    if device == 'cpu': keep_memory()
     seed_everything(recipe.seed)
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     if recipe.by_turns: images = mirrored(images, torch.rand(len(images)) < .5)

@@ -391,3 +391,14 @@ def test_the_documentation_page_draws_itself_offline(tab):
     tab.locator("#operations-default-predict_predict_post button.opblock-summary-control").click()
     tab.locator("button.try-out__btn").click()
     expect(tab.locator("input[type=file]")).to_have_count(1)
+
+
+def test_a_page_that_came_before_its_model_notices_when_it_is_there(browser):
+    app = create_app(settings(), predictor := Predictor.load("cifar10"))
+    with served(app) as url:
+        app.state.engine.tried.wait()
+        app.state.engine.predictor = None
+        with visit(browser, url) as tab:
+            expect(tab.locator("#model")).to_have_text("There is no model behind this page yet.")
+            app.state.engine.predictor = predictor
+            expect(tab.locator("#model")).to_contain_text("The model knows 10 classes")

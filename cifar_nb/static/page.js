@@ -243,8 +243,15 @@ for (const kind of ["dragleave", "drop"]) addEventListener(kind, event => { even
 addEventListener("drop", event => take(event.dataTransfer.files));
 addEventListener("paste", event => { if (event.target !== at("key")) take(event.clipboardData.files); });
 
-call("model").then(card => {
-  if (!card.classes) { at("model").textContent = "There is no model behind this page yet."; return; }
+async function introduce() {
+  const card = await call("model");
+  if (!card.classes) {
+    at("model").textContent = "There is no model behind this page yet.";
+    if (mayPass(card.status)) setTimeout(introduce, 2000); // it may still be loading
+    return;
+  }
   const score = card.test_accuracy === null ? "" : `; right on ${percent(card.test_accuracy)} of its test pictures`;
   at("model").textContent = `The model knows ${card.classes.length} classes (${card.classes.slice(0, 10).join(", ")}${card.classes.length > 10 ? ", …" : ""})${score}.`;
-});
+}
+
+introduce();
