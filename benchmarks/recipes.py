@@ -37,11 +37,11 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
             print(f"epoch {len(history)}/{recipe.epochs}: {history.rows[-1]}", flush=True)
         card, report = run_recipe(recipe, file, settings, on_epoch=seen)
         model = load_model(str(file), settings)[0]
-    row = dict(recipe=name, seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
+    row = dict(recipe=name, start=card.recipe.get("start", ""), seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_planned=recipe.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
                seconds=sum(seconds), seconds_with_data_and_tests=time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
                test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(), choices=card.recipe)
     rows = json.loads(path.read_text())["runs"] if path.exists() else []
-    same = ("recipe", "seed", "epochs", "device")
+    same = ("recipe", "start", "seed", "epochs", "device")
     rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
     order = list(RECIPES)
     write("recipes", what="each recipe trained once a row: accuracies as shares, seconds of training; the test set was looked at once a run", runs=sorted(rows, key=lambda r: (order.index(r["recipe"]), r["seed"], r["epochs"])))

@@ -10,6 +10,7 @@ __all__ = ['Count', 'Whole', 'Share', 'Part', 'Rate', 'Size', 'Seed', 'CifarNbEr
 # %% ../nbs/00_core.ipynb #0ba0523e
 import os
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     model:str = Field('cifar10', description='The model to use: a name or the path of a .safetensors file')
     device:str = Field('auto', description='auto, cpu, cuda, cuda:1 or mps')
     threads:int|None = Field(None, ge=1, description="CPU threads for PyTorch; unset leaves PyTorch's choice")
-    host:str = Field('127.0.0.1', description='Address that the server listens on; 0.0.0.0 is every address of the machine')
+    host:str = Field('127.0.0.1', min_length=1, description='Address that the server listens on; 0.0.0.0 is every address of the machine')
     port:int = Field(8000, ge=0, le=65535, description='Port that the server listens on')
     max_body_bytes:int = Field(10_000_000, ge=1, description='Largest request body, in bytes')
     max_pixels:int = Field(50_000_000, ge=1, description='Largest picture, in pixels, checked before decoding')
@@ -81,9 +82,23 @@ class Settings(BaseSettings):
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* is any port')
 
-    @field_validator('data_dir', 'models_dir')
+    @field_validator('data_dir', 'models_dir', mode='before')
     @classmethod
-    def _expand(cls, path): return path.expanduser()
+    def _expand(cls, path):
+        if not str(path): raise ValueError('name a folder; . is the present one')
+        return Path(path).expanduser()
+
+    @field_validator('api_key')
+    @classmethod
+    def _sendable(cls, key):
+        if key and not re.fullmatch('[!-~]([ -~]*[!-~])?', key.get_secret_value()): raise ValueError('use the letters, digits and signs of ASCII, without spaces around them: others do not pass through an HTTP header')
+        return key
+
+    @field_validator('cors_origins')
+    @classmethod
+    def _named(cls, origins):
+        if bad := [o for o in origins if not re.fullmatch(r'https?://[^\s/*]+(:\*)?', o)]: raise ValueError(f'{bad[0]!r} is no origin: name each as https://example.org, with :* for any port')
+        return origins
 
     @field_validator('mirrors', 'cors_origins', mode='before')
     @classmethod

@@ -28,6 +28,7 @@ from .predict import ModelCard, Predictor
 def needs(module:str): # Imported, or a `ConfigError` that says how to get it
     "A module of the `export` extra."
     import importlib
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # by itself ONNX Runtime reports to its makers, and leaves a file in the folder for temporary ones
     try: return importlib.import_module(module)
     except ImportError: raise ConfigError(f'{module} is not installed: pip install "cifar_nb[export]"') from None
 

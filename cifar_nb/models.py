@@ -9,6 +9,7 @@ __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'MOST
            'create_model', 'transfer_', 'imagenet_weights']
 
 # %% ../nbs/02_models.ipynb #037e8374
+import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -273,6 +274,8 @@ def create_model(
 )->nn.Module: # With random weights
     "Build a model by name. Raises `ConfigError` for an unknown name or argument, or one that is out of reach."
     if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
+    known = inspect.signature(ARCHITECTURES[name]).parameters
+    if odd := [key for key in arguments if key not in known]: raise ConfigError(f'{name} cannot be built with {odd[0]!r}: it takes {", ".join(known)}')
     try: return ARCHITECTURES[name](**bounded(arguments)).to(memory_format=torch.channels_last)
     except (TypeError, ValueError, RuntimeError, LookupError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
 
@@ -296,7 +299,7 @@ def imagenet_weights(
     architecture:str, # One of `RESNETS`
 )->dict[str, Tensor]: # For `transfer_`
     "torchvision's best ImageNet weights, downloaded where they are not on disk. Raises `ModelError` that says which file to put where, and `ConfigError` where there are none."
-    if architecture not in RESNETS: raise ConfigError(f'there are no ImageNet weights for {architecture}: they exist for {", ".join(RESNETS)}; begin with random weights')
+    if architecture not in RESNETS: raise ConfigError(f'there are no ImageNet weights for {architecture}: they exist for {", ".join(RESNETS)}; begin with random weights (--start "")')
     from torchvision.models import get_model_weights  # slow to import, see `resnet`
     source = get_model_weights(architecture).DEFAULT
     path = Path(torch.hub.get_dir())/'checkpoints'/source.url.rpartition('/')[2]
@@ -305,5 +308,5 @@ def imagenet_weights(
         if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()): raise ValueError('not a dictionary of tensors')
         return weights
     except Exception as e:
-        if path.exists(): raise ModelError(f'{path} cannot be used: it is damaged, or holds more than tensors; delete it to have it downloaded anew, or begin with random weights') from None
-        raise ModelError(f'the ImageNet weights of {architecture} cannot be downloaded ({" ".join(str(e).split())[:200]}): put {path.name} from {source.url} into {path.parent}, or begin with random weights') from None
+        if path.exists(): raise ModelError(f'{path} cannot be used: it is damaged, or holds more than tensors; delete it to have it downloaded anew, or begin with random weights (--start "")') from None
+        raise ModelError(f'the ImageNet weights of {architecture} cannot be downloaded ({" ".join(str(e).split())[:200]}): put {path.name} from {source.url} into {path.parent}, or begin with random weights (--start "")') from None

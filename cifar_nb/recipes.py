@@ -46,9 +46,9 @@ class OptimizerConfig:
 class ScheduleConfig:
     "How the rate changes, step by step."
     name:Literal['constant', 'step', 'linear', 'cosine', 'one_cycle']='constant'
-    warmup:Share=0.            # Share of the steps in which it rises from 0
+    warmup:Part=0.             # Share of the steps in which it rises, from a 25th
     every:Count=15             # step: epochs between two drops
-    factor:Share=.5            # step: what is left after a drop
+    factor:Annotated[float, Field(gt=0, le=1)]=.5  # step: what is left after a drop
 
 @dataclass(frozen=True)
 class StoppingConfig:
@@ -79,7 +79,7 @@ class Recipe:
     stopping:StoppingConfig=StoppingConfig()
     average:Part=0.  # Decay of the moving average of weights that is kept; 0 keeps the weights themselves
     clip:Annotated[float, Field(ge=0)]=0.  # Largest norm of the gradient; 0 leaves it
-    precision:Precision='auto'  # auto: the faster of the first two, by timing
+    precision:Precision='auto'  # auto: bf16 where a timing finds it clearly faster, else float32
     seed:Seed=0  # Of all random numbers
 
     def arguments(self, n_classes:int)->dict: # For `create_model`
@@ -335,15 +335,15 @@ def run_recipe(
     recipe = with_precision(recipe, device, path)
     slow = isinstance(recipe, Recipe)
     if slow: recipe,weights,of_start = settled(recipe, settings)
+    Amp(device, recipe.precision)  # says what the device cannot do
     prepare = lambda split: normalized(load_images(recipe.data, split, recipe.size, settings), recipe, of_start) if slow else load_images(recipe.data, split, recipe.size, settings)
-    images = prepare('train')
+    images,test = prepare('train'),prepare('test')  # a damaged picture is found before the work, not after it
     train,valid = train_val_split(images, recipe.held_out, recipe.seed) if recipe.held_out else (images, None)
     judge = lambda model, images: evaluate(model, BatchLoader(images, min(500, len(images)), device=device), images.classes, device)
     checkpoint = Checkpointer(path, dict(flat(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
     if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid)) if valid else None, device, weights, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
     if half: model = model.half().float()
-    test = prepare('test')
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)
     card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, six_views, revision)
     save_model(model, card, out, half)

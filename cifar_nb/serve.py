@@ -7,11 +7,11 @@ __all__ = ['MISSING', 'log', 'CSP', 'PAGE_CSP', 'DOCS_CSP', 'HEADERS', 'POLICIES
            'JSON_BODY', 'BODIES', 'TopK', 'View', 'REFUSALS', 'SERVER', 'Problem', 'Answer', 'Explanation', 'Failure',
            'Named', 'Health', 'Alive', 'Classes', 'ImageBody', 'from_base64', 'content_kind', 'as_request_error',
            'read_json', 'read_request', 'read_files', 'as_data_url', 'Job', 'busy', 'decoded', 'explained', 'compute',
-           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'tidy', 'load', 'hasten', 'reload', 'drain',
-           'BodyLimit', 'Records', 'JsonLines', 'TextLines', 'start_logging', 'key_check', 'form_body', 'documented',
-           'sentence', 'origin_pattern', 'create_app', 'add_problems', 'add_information', 'reply', 'add_predictions',
-           'one_of_many', 'add_more_predictions', 'add_operations', 'hear_signals', 'open_port', 'address_of', 'served',
-           'Workers', 'app_of_worker', 'run']
+           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'tidy', 'fetched', 'reload', 'load',
+           'hasten', 'drain', 'BodyLimit', 'Records', 'JsonLines', 'TextLines', 'start_logging', 'key_check',
+           'form_body', 'documented', 'sentence', 'origin_pattern', 'create_app', 'add_problems', 'add_information',
+           'reply', 'add_predictions', 'one_of_many', 'add_more_predictions', 'add_operations', 'hup_later',
+           'hear_signals', 'open_port', 'address_of', 'served', 'Workers', 'app_of_worker', 'run']
 
 # %% ../nbs/10_serve.ipynb #0d96e5a3
 import asyncio
@@ -294,7 +294,8 @@ class Engine:
         predictor:Predictor|None=None, # None: the thread loads the one of the settings when it starts
     ):
         self.settings,self.predictor,self.metrics = settings,predictor,Metrics()
-        self.why,self.stopping,self.waiting,self.jobs,self.tried = 'it is being loaded',False,0,queue.SimpleQueue(),threading.Event()
+        self.why,self.stopping,self.waiting,self.jobs = 'it is being loaded',False,0,queue.SimpleQueue()
+        self.tried,self.closing,self.changing = threading.Event(),threading.Event(),threading.Lock()
 
     def open(self):
         "Start the thread. Called in the event loop that answers go to."
@@ -304,17 +305,20 @@ class Engine:
 
     def close(self):
         "Finish what waits, then end the thread."
+        self.closing.set()
         self.jobs.put(None)
         self.thread.join()
 
     def run(self):
-        "Load the model if there is none, then answer until `None` comes."
+        "Load the model if there is none, as often as it takes; then answer until `None` comes."
         if self.settings.threads: torch.set_num_threads(self.settings.threads)
         if self.predictor is None: load(self)
         self.tried.set()
+        while self.predictor is None and not self.closing.wait(5): load(self)
         while (job := self.jobs.get()) is not None:
             batch = answered(first_and_others(self.jobs, job, self.settings.max_batch), self.predictor, self.settings)
-            self.metrics.see([outcome for _,outcome in batch])
+            try: self.metrics.see([outcome for _,outcome in batch])
+            except Exception: log.exception('a batch was not counted')  # a full disk, say: no reason to answer nobody
             self.loop.call_soon_threadsafe(deliver, batch)
 
     def ready(self)->Predictor:
@@ -322,14 +326,17 @@ class Engine:
         if self.predictor is None: raise HTTPException(503, f'there is no model: {self.why}', {'Retry-After': '5'})
         return self.predictor
 
+    async def admit(self):
+        "For `Depends`: asked before the body is read, so that what has begun is finished. Raises a 503 when the service is stopping."
+        if self.stopping: raise busy('the service is stopping; another one may be there shortly')
+
     async def answer(self,
         data:bytes, # A picture file
         top_k:int, # Candidates to list
         **wanted, # `view` and `explain` of a `Job`
     )->Answer:
-        "Wait for the thread. Raises `ImageError`, or a 503 when there is no model, too many wait or the service is stopping."
+        "Wait for the thread. Raises `ImageError`, or a 503 when there is no model or too many wait."
         self.ready()
-        if self.stopping: raise busy('the service is stopping; another one may be there shortly')
         if self.waiting >= self.settings.max_waiting: raise busy(f'{self.waiting} pictures are waiting already; try again shortly')
         job = Job(data, top_k, self.loop.create_future(), **wanted)
         self.waiting += 1
@@ -356,41 +363,50 @@ def tidy():
     gc.collect()
     gc.freeze()
 
-def load(engine:Engine):
-    "Load the model of the settings, and remember why where that fails."
-    settings = engine.settings
-    try:
-        found = Predictor.load(None, settings)
-        engine.predictor = found if settings.backend == 'auto' else with_backend(found, settings.backend, settings.threads)
-    except CifarNbError as e:
-        engine.why = str(e)
-        log.error('no model: %s', e)
-    if engine.predictor and settings.backend == 'auto': threading.Thread(target=hasten, args=(engine,), name='race', daemon=True).start()
+def fetched(engine:Engine)->Predictor:
+    "The model of the settings, computed as they say, or else as the last one was. Raises `CifarNbError`."
+    settings,last = engine.settings,engine.predictor
+    new = Predictor.load(None, settings)
+    new.answers(clouds(2, new.card.input_size), [1, 1])  # says what is wrong with its numbers
+    if settings.backend != 'auto': return with_backend(new, settings.backend, settings.threads)
+    if last is None: return new
+    try: way = with_backend(new, last.backend, settings.threads)
+    except Exception as e:  # whatever it dies of, eager computation will do
+        log.warning('the new model cannot be computed with %s: %s', last.backend, e)
+        return new
+    return way if agrees(way, new) else new
 
-def hasten(engine:Engine):
-    "Look for the fastest back end, and use it unless the model has been exchanged meanwhile."
-    slow = engine.predictor
-    if engine.settings.threads: torch.set_num_threads(engine.settings.threads)
-    folder = os.environ.get('PROMETHEUS_MULTIPROC_DIR')  # shared by all workers of a service
-    with FileLock(Path(folder, 'race.lock')) if folder else nullcontext():  # who races beside another one measures the other one
-        quick,rows = fastest(slow, threads=engine.settings.threads)
-    for name,one,eight,note in rows: log.info('back end %s: %s', name, note or f'{one} ms for one picture, {eight} ms for eight')
-    if engine.predictor is slow: engine.predictor = quick
-    tidy()
-    log.info('computing with %s', engine.predictor.backend)
+def reload(engine:Engine)->Predictor: # The new one
+    "Read the model of the settings and use it. Raises `CifarNbError`, with the old one still serving, where that fails."
+    with engine.changing:  # one after the other: the newest file wins
+        first = engine.predictor is None
+        engine.predictor = new = fetched(engine)
+        log.info('model %s loaded (%s)', new.name, new.backend)
+        if not first: tidy()
+    if first: threading.Thread(target=hasten, args=(engine,), name='race', daemon=True).start()
+    return new
 
 # %% ../nbs/10_serve.ipynb #e8d53573
-def reload(engine:Engine)->Predictor: # The new one
-    "Read the model of the settings again and use it. Raises `CifarNbError`, with the old one still serving, where that fails."
-    new = Predictor.load(None, engine.settings)
-    new.answers(clouds(2, new.card.input_size), [1, 1])  # says what is wrong with its numbers
-    if engine.predictor:
-        way = with_backend(new, engine.predictor.backend, engine.settings.threads)
-        if agrees(way, new): new = way
-    engine.predictor = new
-    tidy()
-    log.info('model %s reloaded, computing with %s', new.name, new.backend)
-    return new
+def load(engine:Engine):
+    "Load the model, and remember why where that fails."
+    try: reload(engine)
+    except Exception as e:
+        why = str(e) if isinstance(e, CifarNbError) else f'loading it failed ({type(e).__name__}: {e})'
+        if why != engine.why: log.error('no model: %s', why)
+        engine.why = why
+
+def hasten(engine:Engine):
+    "Look for the fastest back end, unless the settings name one, and use it."
+    settings,folder = engine.settings,os.environ.get('PROMETHEUS_MULTIPROC_DIR')  # shared by all workers of a service
+    if settings.threads: torch.set_num_threads(settings.threads)
+    with engine.changing:
+        if settings.backend == 'auto':
+            with FileLock(Path(folder, 'race.lock')) if folder else nullcontext():  # who races beside another one measures the other one
+                engine.predictor,rows = fastest(engine.predictor, threads=settings.threads)
+            for name,one,eight,note in rows: log.info('back end %s: %s', name, note or f'{one} ms for one picture, {eight} ms for eight')
+        from cifar_nb.evaluate import grad_cam  # noqa: F401  before somebody waits for it
+        tidy()
+    log.info('computing with %s', engine.predictor.backend)
 
 # %% ../nbs/10_serve.ipynb #1ea36ea9
 async def drain(
@@ -434,8 +450,10 @@ class BodyLimit:
             size,whole = len(message.get('body', b'')),not message.get('more_body')
             seen,self.held = seen+size,self.held+size
             if seen > most or self.held > self.settings.max_held_bytes:
+                refusal = HTTPException(413, problem) if seen > most else busy('too many large requests at the same time; try again shortly')
+                self.held,seen = self.held-seen,0  # others may have its place while we listen on
                 if not whole: await drain(receive)
-                raise HTTPException(413, problem) if seen > most else busy('too many large requests at the same time; try again shortly')
+                raise refusal
             return message
 
         headers = dict(scope['headers'])
@@ -574,8 +592,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app)->AsyncIterator[None]:
-        engine.open()
         hear_signals(engine)
+        engine.open()
         if 'CIFAR_NB_SUPERVISOR' in os.environ: await asyncio.to_thread(engine.tried.wait)  # one of several takes no request that another could answer already
         yield
         await asyncio.to_thread(engine.close)
@@ -655,21 +673,21 @@ def add_predictions(
     engine:Engine, # Answers
 ):
     "`/predict`, `/predict_base64` and `/explain`."
-    key = [Depends(key_check(engine.settings))]
+    entry = [Depends(key_check(engine.settings)), Depends(engine.admit)]
 
-    @app.post('/predict', dependencies=key, response_model=Answer, responses=REFUSALS, openapi_extra={'requestBody': BODIES})
+    @app.post('/predict', dependencies=entry, response_model=Answer, responses=REFUSALS, openapi_extra={'requestBody': BODIES})
     async def predict(request:Request, top_k:TopK=5, view:View=False):
         "The class of a picture, sent as a form field `file` (or `image`), or as JSON with `image_base64`."
         data,wanted = await read_request(request)
         return reply(await engine.answer(data, wanted or top_k, view=view))
 
-    @app.post('/predict_base64', dependencies=key, response_model=Answer, responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': {'application/json': JSON_BODY}}})
+    @app.post('/predict_base64', dependencies=entry, response_model=Answer, responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': {'application/json': JSON_BODY}}})
     async def predict_base64(request:Request, top_k:TopK=5, view:View=False):
         "The class of a picture, sent as JSON with `image_base64`."
         data,wanted = await read_json(request)
         return reply(await engine.answer(data, wanted or top_k, view=view))
 
-    @app.post('/explain', dependencies=key, response_model=Explanation, responses=REFUSALS, openapi_extra={'requestBody': BODIES})
+    @app.post('/explain', dependencies=entry, response_model=Explanation, responses=REFUSALS, openapi_extra={'requestBody': BODIES})
     async def explain(request:Request, top_k:TopK=5, view:View=False):
         "The class of a picture, and where in it the model saw that."
         data,wanted = await read_request(request)
@@ -692,16 +710,17 @@ def add_more_predictions(
     engine:Engine, # Answers
 ):
     "`/predict/batch` and `/classify/`."
-    key,several = [Depends(key_check(engine.settings))],form_body('files', {'type': 'array', 'items': FILE, 'minItems': 1, 'maxItems': engine.settings.max_batch})
+    entry = [Depends(key_check(engine.settings)), Depends(engine.admit)]
+    several = form_body('files', {'type': 'array', 'items': FILE, 'minItems': 1, 'maxItems': engine.settings.max_batch})
 
-    @app.post('/predict/batch', dependencies=key, response_model=list[Answer|Failure], responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': several}})
+    @app.post('/predict/batch', dependencies=entry, response_model=list[Answer|Failure], responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': several}})
     async def predict_batch(request:Request, top_k:TopK=5, view:View=False):
         "The classes of several pictures, sent as files of a form: a list in their order, each a prediction or an error of its own."
         engine.ready()
         found = await asyncio.gather(*(one_of_many(engine, data, top_k, view) for data in await read_files(request, engine.settings.max_batch)))
         return Response('[' + ','.join(one.model_dump_json() for one in found) + ']', media_type='application/json')
 
-    @app.post('/classify/', dependencies=key, responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': form_body('image')}})
+    @app.post('/classify/', dependencies=entry, responses=REFUSALS, openapi_extra={'requestBody': {'required': True, 'content': form_body('image')}})
     async def classify(request:Request)->Named:
         "The name of the class and nothing else, for a picture in the form field `image`."
         data,_ = await read_request(request)
@@ -727,6 +746,14 @@ def add_operations(
         return new.card
 
 # %% ../nbs/10_serve.ipynb #beecacc8
+@contextmanager
+def hup_later()->Iterator[None]:
+    "Hold SIGHUP back until the block ends; a process that starts in it holds it back until `hear_signals`. By itself SIGHUP would end a process."
+    if not hasattr(signal, 'SIGHUP'): return (yield)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 def hear_signals(engine:Engine):
     "Read the model again on SIGHUP; refuse new pictures once the process is told to stop. For a server in the main thread only."
     if threading.current_thread() is not threading.main_thread(): return
@@ -734,7 +761,9 @@ def hear_signals(engine:Engine):
     def again():
         try: reload(engine)
         except CifarNbError as e: log.error('the model was not reloaded: %s', e)
-    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=again, daemon=True).start())
+    if hasattr(signal, 'SIGHUP'):
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=again, daemon=True).start())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number, frame):
@@ -787,14 +816,21 @@ def served(
 
 # %% ../nbs/10_serve.ipynb #049ede60
 class Workers(Multiprocess):
-    "uvicorn's supervisor, which passes SIGHUP on to its processes, and sees at once when one is gone."
+    "uvicorn's supervisor, which passes SIGHUP on to its processes, sees at once when one is gone, and takes no connection after SIGTERM."
+    def init_processes(self):
+        with hup_later(): super().init_processes()
+
     def handle_hup(self):
         for worker in self.processes:
             if worker.process.is_alive(): os.kill(worker.pid, signal.SIGHUP)
 
     def keep_subprocess_alive(self):
         for worker in self.processes: worker.child_conn.close()  # our copy of its end: with it open, one that dies while it is asked for its health is waited for
-        super().keep_subprocess_alive()
+        with hup_later(): super().keep_subprocess_alive()
+
+    def terminate_all(self):
+        for sock in self.sockets: sock.close()  # the processes have the port too, and close it; open here, it would accept what nobody answers
+        super().terminate_all()
 
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
@@ -809,9 +845,10 @@ def run(
     "Serve until a signal says stop; what has begun is finished first."
     start_logging(settings.log_json)
     server = dict(root_path=settings.root_path, **SERVER)
-    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
+    if settings.workers == 1:
+        with hup_later(): return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
     with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
-        share = settings.threads or max(1, (os.cpu_count() or 1)//settings.workers)
+        share = max(1, (settings.threads or torch.get_num_threads())//settings.workers)
         os.environ.update(settings.as_environment(threads=share), PROMETHEUS_MULTIPROC_DIR=folder, CIFAR_NB_SUPERVISOR=str(os.getpid()))
         config = uvicorn.Config('cifar_nb.serve:app_of_worker', factory=True, workers=settings.workers, timeout_worker_healthcheck=60, **server)
         Workers(config, sockets=[sock]).run()

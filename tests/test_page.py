@@ -190,9 +190,10 @@ def test_a_camera_that_may_not_be_used(tab, error, said):
     expect(tab.locator("#camera")).to_be_hidden()
 
 
-def test_no_camera_button_where_no_camera_can_be(browser, url):
+@pytest.mark.parametrize("so", ["Object.defineProperty(Navigator.prototype, 'mediaDevices', {get: () => undefined})", "navigator.mediaDevices.enumerateDevices = () => Promise.resolve([])"], ids=["page without TLS", "no camera"])
+def test_no_camera_button_where_no_camera_can_be(browser, url, so):
     with visit(browser, url) as tab:
-        tab.add_init_script("Object.defineProperty(Navigator.prototype, 'mediaDevices', {get: () => undefined})")  # as on a page without TLS
+        tab.add_init_script(so)
         tab.reload()
         expect(tab.locator("#model")).to_contain_text("airplane")
         expect(tab.locator("#open-camera")).to_be_hidden()
@@ -288,11 +289,14 @@ def test_the_key(browser):
         expect(field).to_be_visible()  # it was kept nowhere
 
 
-def test_dropped_text_is_no_picture(tab):
+def test_dropped_text_is_no_picture_and_spoils_none(tab):
+    drop(tab, shape=png())
+    check_answer(cards(tab))
     tab.evaluate("""() => { const words = new DataTransfer(); words.setData("text/plain", "cat");
         document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: words, bubbles: true, cancelable: true})); }""")
     expect(tab.locator("#error")).to_contain_text("no picture")
     expect(tab.get_by_role("button", name="try again")).to_be_hidden()
+    check_answer(cards(tab))
 
 
 @pytest.mark.parametrize("name, content, said", [("notes.txt", b"no picture", "not a picture"), ("half.png", png()[:200], "damaged"), ("empty.png", b"", "empty")])

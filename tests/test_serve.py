@@ -8,13 +8,14 @@ import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from threading import Thread
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from service import service, watched
+from service import service, until, watched
 
 from cifar_nb.core import Settings
 from cifar_nb.data import FORMATS, synthetic
@@ -424,3 +425,16 @@ def test_the_command_serves_and_stops(tmp_path):
         assert post(httpx.Client(base_url=it.url), PNG).status_code == 200
         assert it.stop(15) == 0
         assert it.left_behind() == set()
+
+
+def test_a_model_that_comes_late_is_found(tmp_path):
+    app = create_app(Settings(model=str(tmp_path / "late.safetensors"), backend="eager"))
+    with served(app) as url:
+        app.state.engine.tried.wait()
+        reply = httpx.get(f"{url}/health")
+        assert reply.status_code == 503 and "late.safetensors" in reply.json()["detail"]
+        part = tmp_path / "part"
+        part.write_bytes((files("cifar_nb.weights") / "simple.safetensors").read_bytes())
+        part.rename(tmp_path / "late.safetensors")
+        until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        assert httpx.post(f"{url}/predict", files={"file": saved(BASE, "PNG")}).status_code == 200

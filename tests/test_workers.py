@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -104,10 +105,12 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(crew, which):
     with load(crew) as seen:
         os.kill(old[which], signal.SIGKILL)
         until(lambda: len(crew.workers()) == 2 and old[which] not in crew.workers())
+        new = crew.workers()
+        crew.process.send_signal(signal.SIGHUP)  # reaches a process that is still importing
         until(lambda: started(crew) == before + 1)
     broken = [s for s in seen if s != 200]
     assert set(broken) <= {"ReadError", "RemoteProtocolError", "WriteError"} and len(broken) <= 3, broken  # those that it was answering
-    assert old[1 - which] in crew.workers() and counted(crew) >= done
+    assert crew.workers() == new and old[1 - which] in new and counted(crew) >= done
 
 
 @pytest.mark.parametrize("how", ["request", "signal"])
@@ -168,32 +171,61 @@ def test_one_line_a_request_and_nothing_of_the_picture(crew):
     assert not any("trace" in r for r in crew.records())
 
 
+class HalfSent:
+    "A picture of which one half has been sent."
+    def __init__(self, url):
+        host, port = url.removeprefix("http://").split(":")
+        request = httpx.Request("POST", url, files={"file": PNG})
+        kind, body = request.headers["content-type"], request.read()
+        self.socket, self.rest = socket.create_connection((host, int(port)), timeout=60), body[len(body) // 2:]
+        self.socket.sendall(f"POST /predict HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {KEY['X-API-Key']}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:len(body) // 2])
+
+    def finish(self):
+        "Send the other half. The status of the answer."
+        with self.socket:
+            self.socket.sendall(self.rest)
+            return int(self.socket.makefile("rb").readline().split()[1])
+
+
+def refused(url):
+    "Whether a new connection is refused."
+    try: httpx.get(f"{url}/live", timeout=1)
+    except httpx.ConnectError: return True
+    except httpx.TransportError: pass
+    return False
+
+
 def stopped_while_busy(it, pictures=12):
-    "Statuses of requests that were being answered when the server was told to stop, and its exit code."
-    large = png((3000, 3000))
+    "Statuses of requests that had begun when the server was told to stop, and its exit code. Meanwhile it takes no new ones."
+    large, upload = png((3000, 3000)), HalfSent(it.url)
     with ThreadPoolExecutor(pictures) as crowd:
         replies = [crowd.submit(httpx.post, f"{it.url}/predict", files={"file": large}, headers=KEY, timeout=60) for _ in range(pictures)]
         until(lambda: any(reply.done() for reply in replies))  # all have come, some of them wait for the model
-        code = it.stop()
-        return [reply.result().status_code for reply in replies], code
+        it.process.send_signal(signal.SIGTERM)
+        until(lambda: refused(it.url), 20)
+        assert it.process.poll() is None
+        late = upload.finish()
+        return [late, *(reply.result().status_code for reply in replies)], it.process.wait(60)
 
 
 def test_told_to_stop_they_finish_what_has_begun(crew):
     statuses, code = stopped_while_busy(crew)
-    assert (statuses, code) == ([200] * 12, 0)
+    assert (statuses, code) == ([200] * 13, 0)
     with pytest.raises(httpx.ConnectError): httpx.get(f"{crew.url}/live")
     assert crew.left_behind() == set() and all({"time", "level", "message"} <= set(r) for r in crew.records())
     assert not any("trace" in r for r in crew.records())
 
 
 def test_a_single_process_finishes_too_and_reloads_nothing_without_a_key(tmp_path, model):
-    with service(tmp_path, CIFAR_NB_MODEL=str(model)) as it:
-        refused = httpx.post(f"{it.url}/model/reload", headers=KEY)
-        assert refused.status_code == 403 and "CIFAR_NB_API_KEY" in refused.json()["detail"]
+    with service(tmp_path, "--backend", "auto", CIFAR_NB_MODEL=str(model)) as it:
+        reply = httpx.post(f"{it.url}/model/reload", headers=KEY)
+        assert reply.status_code == 403 and "CIFAR_NB_API_KEY" in reply.json()["detail"]
         before = httpx.get(f"{it.url}/model").json()["architecture"]
         put(model, (WEIGHTS / "simple.safetensors").read_bytes())
-        it.process.send_signal(signal.SIGHUP)
-        until(lambda: httpx.get(f"{it.url}/model").json()["architecture"] != before, 30)
+        it.process.send_signal(signal.SIGHUP)  # while the back ends race: the new model waits for the end of that
+        until(lambda: httpx.get(f"{it.url}/model").json()["architecture"] != before)
+        raced = [line for line in it.lines() if "computing with" in line]
+        assert len(raced) == 1 and httpx.get(f"{it.url}/health").json()["backend"] == raced[0].split()[-1]
         statuses, code = stopped_while_busy(it)
-        assert (statuses, code) == ([200] * 12, 0)
+        assert (statuses, code) == ([200] * 13, 0)
         assert it.left_behind() == set() and not [line for line in it.lines() if "Traceback" in line]

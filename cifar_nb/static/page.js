@@ -184,13 +184,13 @@ async function explain(card) {
 }
 
 function take(files) {
+  if (!files.length) { complain("There is no picture in that."); return; }
   stop.abort();
   stop = new AbortController();
   for (const card of cards) URL.revokeObjectURL(card.url);
   cards = [...files].map(newCard);
   at("results").replaceChildren(...cards.map(card => card.node));
-  if (cards.length) classify(cards);
-  else complain("There is no picture in that.");
+  classify(cards);
 }
 
 // The camera
@@ -229,7 +229,7 @@ function shoot() {
   canvas.toBlob(blob => take([new File([blob], "camera.jpg", { type: blob.type })]), "image/jpeg", 0.95);
 }
 
-at("open-camera").hidden = !navigator.mediaDevices?.getUserMedia;
+navigator.mediaDevices?.enumerateDevices().then(all => { at("open-camera").hidden = !all.some(device => device.kind === "videoinput"); }).catch(() => {});
 at("open-camera").addEventListener("click", openCamera);
 at("close-camera").addEventListener("click", closeCamera);
 at("shoot").addEventListener("click", shoot);
