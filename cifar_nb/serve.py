@@ -131,8 +131,10 @@ def as_request_error()->Iterator[None]:
 
 async def read_json(request:Request)->tuple[bytes, int|None]: # The picture file, and `top_k` where the body has it
     "The picture in a JSON body. Raises `RequestValidationError`, or `ImageError` for bad base64."
-    with as_request_error(): body = ImageBody.model_validate_json(await request.body())
-    return from_base64(body.image_base64), body.top_k
+    def read(data):
+        with as_request_error(): body = ImageBody.model_validate_json(data)
+        return from_base64(body.image_base64), body.top_k
+    return await asyncio.to_thread(read, await request.body())  # ten megabytes take a while
 
 async def read_request(request:Request)->tuple[bytes, int|None]: # The picture file, and `top_k` where the body has it
     "The picture in a form or in JSON. Raises `ImageError` when there is none, `RequestValidationError` for a bad value, `HTTPException` for a broken form."

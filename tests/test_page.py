@@ -394,7 +394,10 @@ def test_the_documentation_page_draws_itself_offline(tab):
     tab.wait_for_selector("text=/predict_base64")
     tab.locator("#operations-default-predict_predict_post button.opblock-summary-control").click()
     tab.locator("button.try-out__btn").click()
-    expect(tab.locator("input[type=file]")).to_have_count(1)
+    tab.locator("input[type=file]").first.set_input_files(dict(name="one.png", mimeType="image/png", buffer=png()))
+    tab.locator("button.execute").click()
+    expect(tab.locator(".live-responses-table .response-col_status").nth(1)).to_contain_text("200")
+    expect(tab.locator(".live-responses-table .response-col_description").nth(1)).to_contain_text("class_name")
 
 
 def test_a_page_that_came_before_its_model_notices_when_it_is_there(browser):

@@ -388,6 +388,14 @@ def test_request_ids_come_back_unless_they_are_odd(url):
     for number in (b"<script>", b"x" * 65, b"", b"a b", "ä".encode(), b"\xff", b"a;b", b"%0d%0aSet-Cookie:x"): assert re.fullmatch("[0-9a-f]{16}", ask(number))
 
 
+def test_keys_are_compared_in_a_time_that_tells_nothing(monkeypatch):
+    compared = []
+    monkeypatch.setattr("secrets.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    with served(create_app(Settings(api_key="open sesame"), Predictor.load("simple"))) as url:
+        assert [httpx.get(f"{url}/classes", headers={"X-API-Key": key}).status_code for key in ("open sesamf", "open sesame")] == [401, 200]
+    assert compared == [(b"open sesamf", b"open sesame"), (b"open sesame", b"open sesame")]
+
+
 def test_our_own_fault_is_a_500_with_all_headers():
     predictor = Predictor.load("simple")
     predictor.answers = lambda *args: exec("raise RuntimeError('secret')")
