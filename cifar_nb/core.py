@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         try: return cls(**given)
         except ValidationError as e:
             called = lambda name: '--' + name.replace('_', '-') if name in given else 'CIFAR_NB_' + name.upper()
-            raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg']}" for d in e.errors())) from None
+            raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg'].removeprefix('Value error, ')}" for d in e.errors())) from None
 
     def as_environment(self,
         **changes, # Fields that shall be others
