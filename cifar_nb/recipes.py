@@ -189,6 +189,7 @@ def with_changes(
 # %% ../nbs/07_recipes.ipynb #3124228b
 RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'simple': Recipe(held_out=.2),
+    'simple_tuned': SpeedRecipe(held_out=.2, widths=(16, 56, 96), epochs=18),
     'enhanced': Recipe(architecture='enhanced_cnn', policy='enhanced', epochs=61, optimizer=OptimizerConfig(weight_decay=1e-4), schedule=ScheduleConfig('step'), stopping=StoppingConfig('loss', 10)),
     'enhanced_tuned': SpeedRecipe(widths=(16, 56, 112), epochs=48, shift=4, cutout=8, zoom=()),
     'resnet50': Recipe(architecture='resnet50', model=dict(stem='imagenet'), start='imagenet', normalize='half', epochs=28, optimizer=OptimizerConfig('adamw', weight_decay=1e-2), stopping=StoppingConfig(patience=10)),
