@@ -102,7 +102,7 @@ def muon_for(
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     filters = [m.weight for m in convs if m.weight.requires_grad]
     biases = [m.bias for m in [*convs, *(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))] if m.bias is not None and m.bias.requires_grad]
-    sgd = lambda params, lr: dict(params=params, lr=lr*n, momentum=.85, weight_decay=recipe.decay/lr)
+    sgd = lambda params, lr: dict(params=params, lr=lr*n, momentum=recipe.sgd_momentum, weight_decay=recipe.decay/lr)
     muon = dict(params=filters, lr=recipe.lr, momentum=recipe.momentum, orthogonal=True)
     return Muon([muon if recipe.orthogonal else sgd(filters, recipe.sgd_lr), sgd(biases, recipe.bias_lr), sgd([model.head.weight], recipe.head_lr)])
 
@@ -205,17 +205,19 @@ class SpeedRecipe:
     epochs:Count=12  # Passes over the pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:Count=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    lr:Rate=.24  # Of Muon: the first step's length, in multiples of an orthogonal matrix; the filters' own is the root of their number
+    lr:Rate=.24  # Of Muon: the first step's length as a share of the filters' own; both are measured by the root of the number of filters
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
     head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width
     sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise
+    sgd_momentum:Share=.85  # Of whatever SGD moves: longer than Muon's, since these gradients are noisy and not evened out
     decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
     smoothing:Part=.2  # Share of each label that is spread over all classes, so that clear pictures stop pulling
     shift:Whole=2  # Pixels; few epochs overfit little
     cutout:Whole=0  # Pixels; for long runs
     hard:Share=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks
+    proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: the faster of the first two, by timing
     compiled:bool=False  # Through torch.compile
     seed:Seed=0  # Of all random numbers
@@ -289,9 +291,9 @@ def speedrun(
     sched = schedule_for(opt, 'linear', recipe.epochs, n_batches)
     parts = dict(model=model, opt=opt, sched=sched, scaler=amp.scaler, history=history)
     if recipe.hard < 1:
-        proxy,proxy_amp,every = prepared(images, recipe, widths=recipe.proxy_widths, depth=2).to(device),Amp(device, recipe.precision),4
+        proxy,proxy_amp = prepared(images, recipe, widths=recipe.proxy_widths, depth=2).to(device),Amp(device, recipe.precision)
         proxy_opt = muon_for(proxy, recipe, recipe.batch_size)
-        proxy_sched = schedule_for(proxy_opt, 'linear', recipe.epochs, math.ceil(n_batches/every))
+        proxy_sched = schedule_for(proxy_opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.proxy_every))
         parts.update(proxy=proxy, proxy_opt=proxy_opt, proxy_sched=proxy_sched, proxy_scaler=proxy_amp.scaler)
     if checkpoint: checkpoint.load(**parts)
     scaled = images
@@ -299,7 +301,7 @@ def speedrun(
         start,size = time.perf_counter(),size_in(recipe, epoch)
         if scaled.pixels.shape[2] != size: scaled = resized(images, size)
         dl = epoch_loader(scaled, recipe, epoch, device)
-        if recipe.hard < 1: dl = HardPart(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, every)
+        if recipe.hard < 1: dl = HardPart(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
         try: loss = train_epoch(learner, progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch+1}, {e}') from None
         history.add(epoch=epoch+1, size=size, train_loss=loss, seconds=time.perf_counter()-start)
