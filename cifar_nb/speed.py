@@ -60,7 +60,7 @@ def orthogonalize(
     g:Tensor, # (R,C)
     steps:int=3, # Three suffice here
 )->Tensor: # (R,C), singular values near 1 where they were not tiny
-    "The quintic Newton-Schulz iteration of Muon, with Jordan's coefficients."
+    "Muon's Newton-Schulz iteration: an odd polynomial of fifth degree, with Jordan's coefficients."
     x = g.bfloat16() if g.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else g  # a rough answer is good enough
     x = x.T if len(g) > g.shape[1] else x
     x = x/(x.norm()+1e-7)
