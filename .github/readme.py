@@ -1,4 +1,5 @@
 "Point every link of ours at the address in settings.ini, and render README.md from nbs/index.ipynb."
+import base64
 import posixpath
 import re
 import sys
@@ -43,10 +44,18 @@ def rendered():
     return relink(re.sub(r"\n{3,}", "\n\n", body).strip() + "\n", address())
 
 
+def picture():
+    "What the recipes cost and reach: the last picture of 07_recipes, for the front page."
+    cells = nbformat.read(ROOT / "nbs" / "07_recipes.ipynb", 4).cells
+    pictures = [o["data"]["image/png"] for cell in cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    (ROOT / "nbs" / "images" / "recipes.png").write_bytes(base64.b64decode(pictures[-1]))
+
+
 def main():
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         text = path.read_text(encoding="utf-8")
         if (new := relink(text, address())) != text: path.write_text(new, encoding="utf-8")
+    picture()
     (ROOT / "README.md").write_text(rendered(), encoding="utf-8")
 
 

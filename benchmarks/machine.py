@@ -18,9 +18,10 @@ def processor():
     except (OSError, StopIteration): return sys.platform
 
 
-def conditions():
+def conditions(device="cpu"):
     "What a result depends on beside itself."
-    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads", revision=REVISION, versions=library_versions())
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads{gpu}", revision=REVISION, versions=library_versions())
 
 
 def write(name, **result):

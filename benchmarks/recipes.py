@@ -1,13 +1,12 @@
 """What each recipe reaches: trains one at full length and adds a row to results/recipes.json.
 
     python benchmarks/recipes.py enhanced                       by the recipe; killed, it resumes
-    python benchmarks/recipes.py enhanced --seed 1 --out DIR    another seed; the model file is kept in DIR
+    python benchmarks/recipes.py enhanced --seed 1 --out DIR    another seed; model file and checkpoint in DIR instead of models/
     python benchmarks/recipes.py resnet18 --epochs 10           shorter than the recipe: the row says so
 
 Choices are made on held-out training pictures; the official test set is looked at once, at the end.
 """
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -26,20 +25,20 @@ SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs", "r
 
 def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, epochs: int | None = None, start: str | None = None, device: str = "auto", precision: str = "auto",
          note: Annotated[str, typer.Option(help="What else there is to know, such as other work on the machine")] = "",
-         out: Annotated[Path | None, typer.Option(help="Keep the model file, and the checkpoint of a killed run, in this folder")] = None):
+         out: Annotated[Path, typer.Option(help="A folder for the model file, and for the checkpoint from which a killed run goes on")] = RESULTS.parent / "models"):
     "Train a recipe, test once, note everything."
     path, settings, begun = RESULTS / "recipes.json", Settings.read(device=device), time.perf_counter()
     recipe = find_recipe(name, seed=seed, epochs=epochs, start=start, precision=precision)
-    with tempfile.TemporaryDirectory() as tmp:
-        file, seconds = (out or Path(tmp)) / f"{name}-{seed}.safetensors", []
-        def seen(history):
-            seconds[:] = history.column("seconds")
-            print(f"epoch {len(history)}/{recipe.epochs}: {history.rows[-1]}", flush=True)
-        card, report = run_recipe(recipe, file, settings, on_epoch=seen)
-        model = load_model(str(file), settings)[0]
+    file, seconds = out / f"{name}-{seed}.safetensors", []
+    out.mkdir(parents=True, exist_ok=True)
+    def seen(history):
+        seconds[:] = history.column("seconds")
+        print(f"epoch {len(history)}/{recipe.epochs}: {history.rows[-1]}", flush=True)
+    card, report = run_recipe(recipe, file, settings, on_epoch=seen)
+    model = load_model(str(file), settings)[0]
     row = dict(recipe=name, start=card.recipe.get("start", ""), seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_planned=recipe.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
                seconds=sum(seconds), seconds_with_data_and_tests=time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
-               test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(), choices=card.recipe)
+               test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(best_device(device)), choices=card.recipe)
     rows = json.loads(path.read_text())["runs"] if path.exists() else []
     same = ("recipe", "start", "seed", "epochs", "device")
     rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]

@@ -9,6 +9,7 @@ __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'MOST
            'create_model', 'transfer_', 'imagenet_weights']
 
 # %% ../nbs/02_models.ipynb #037e8374
+import difflib
 import inspect
 import sys
 from collections.abc import Callable
@@ -275,7 +276,9 @@ def create_model(
     "Build a model by name. Raises `ConfigError` for an unknown name or argument, or one that is out of reach."
     if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
     known = inspect.signature(ARCHITECTURES[name]).parameters
-    if odd := [key for key in arguments if key not in known]: raise ConfigError(f'{name} cannot be built with {odd[0]!r}: it takes {", ".join(known)}')
+    if odd := [key for key in arguments if key not in known]:
+        close = difflib.get_close_matches(odd[0], known, 1)
+        raise ConfigError(f'{name} cannot be built with {odd[0]!r}: {f"did you mean {close[0]!r}? " if close else ""}it takes {", ".join(known)}')
     try: return ARCHITECTURES[name](**bounded(arguments)).to(memory_format=torch.channels_last)
     except (TypeError, ValueError, RuntimeError, LookupError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
 

@@ -11,6 +11,7 @@ __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfi
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import difflib
 import json
+import re
 import reprlib
 import tomllib
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class OptimizerConfig:
     lr:Rate=1e-3               # The highest rate that the schedule comes to; of filters, for muon
     momentum:Share=.9          # Of sgd and muon
     weight_decay:Share=0.  # As each of PyTorch's optimisers takes it; muon's filters have none
-    other_lr:Rate=.02          # muon: of what it does not turn, biases and dense layers
+    other_lr:Rate=.02          # muon: of all but the filters of convolutions: biases, scales, dense layers
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -110,7 +111,8 @@ def recipe_from(
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])
-        raise ConfigError('; '.join(f"{where(d)} = {reprlib.repr(d['input'])}: {d['msg'][0].lower()}{d['msg'][1:]}" for d in e.errors())) from None
+        why = lambda d: nearest(str(d['input']), re.findall("'([^']*)'", d['ctx']['expected'])) if d['type'] == 'literal_error' else d['msg'][0].lower()+d['msg'][1:]
+        raise ConfigError('; '.join(f"{where(d)} = {reprlib.repr(d['input'])}: {why(d)}" for d in e.errors())) from None
     if recipe.loop == 'fit':
         if taken := {'n_classes', 'size'} & recipe.model.keys(): raise ConfigError(f"model.{min(taken)} is not chosen but follows from the {'data' if 'n_classes' in taken else 'size of the recipe'}: leave it out")
         if not recipe.held_out and recipe.stopping.patience: raise ConfigError('stopping.patience needs held-out pictures to judge by: set held_out above 0, or patience to 0')
@@ -129,9 +131,9 @@ def buildable(
 
 def nearest(
     key:str, # What somebody wrote
-    known:list[str], # What there is
+    known:list[str], # What one may write
 )->str: # Part of a sentence
-    "A suggestion for a misspelt key, or for one that several sections have."
+    "A suggestion for a misspelt word, or for a key that several sections have."
     last = lambda k: k.split('.')[-1]
     ends = difflib.get_close_matches(last(key), [last(k) for k in known], 1)
     found = difflib.get_close_matches(key, known, 1) or [k for k in known if last(k) in ends]
@@ -228,8 +230,9 @@ def optimizer_for(
         case 'adam': return Adam(params, config.lr, weight_decay=config.weight_decay)
         case 'adamw': return AdamW(params, config.lr, weight_decay=config.weight_decay)
         case 'sgd': return SGD(params, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0)
+        case name if name != 'muon': raise ConfigError(f'optimizer.name = {name!r}: use adam, adamw, sgd or muon')
     filters = [p for p in params if p.ndim == 4]
-    if not filters: raise ConfigError(f'optimizer.name = muon turns the filters of convolutions, and {type(model).__name__} has none that learn: use sgd')
+    if not filters: raise ConfigError(f'optimizer.name = muon is for the filters of convolutions, and {type(model).__name__} has none that learn: use sgd')
     return Muon([dict(params=filters, lr=config.lr, momentum=config.momentum, orthogonal=True),
                  dict(params=[p for p in params if p.ndim != 4], lr=config.other_lr, momentum=config.momentum, weight_decay=config.weight_decay)])
 
@@ -331,6 +334,7 @@ def run_recipe(
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test pictures
     "Train, test once, save. Raises `ConfigError`, `DatasetError` or `ModelError` for what cannot be trained."
+    recipe = recipe_from(asdict(recipe))  # one that was written in Python has not been checked yet
     device,revision,path = best_device(settings.device),source_revision(),out.with_suffix('.ckpt')
     if fresh: path.unlink(missing_ok=True)
     recipe = with_precision(recipe, device, path)
