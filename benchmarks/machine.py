@@ -27,4 +27,4 @@ def conditions(device="cpu"):
 def write(name, **result):
     "results/NAME.json: the result after the conditions that it was measured under."
     with atomic_path(RESULTS / f"{name}.json") as part:
-        part.write_text(json.dumps({**conditions(), **result}, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({**conditions(result.get("device", "cpu")), **result}, indent=1) + "\n", encoding="utf-8")

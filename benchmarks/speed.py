@@ -31,7 +31,7 @@ from cifar_nb.core import Settings, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe
-from cifar_nb.speed import SixViews, epoch_loader, muon_for, prepared, resized, size_in, speedrun
+from cifar_nb.speed import SixViews, epoch_loader, keep_memory, muon_for, prepared, resized, size_in, speedrun
 from cifar_nb.train import Amp, best_precision, schedule_for, train_epoch
 
 app = typer.Typer(add_completion=False)
@@ -73,12 +73,11 @@ def one_run(recipe, device):
         wait(device)
         clock.append(time.perf_counter())
 
-    train = load_images(recipe.data)
+    train, test = load_images(recipe.data), load_images(recipe.data, "test")
     train = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     tick()
     model, history = speedrun(recipe, train, device, on_epoch=lambda h: print(f"  epoch {len(h)}: {h.rows[-1]['size']} px, loss {h.rows[-1]['train_loss']:.3f}, {h.rows[-1]['seconds']:.1f} s", flush=True))
     tick()
-    test = load_images(recipe.data, "test")
     def accuracy(model): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device).accuracy
     twice = accuracy(SixViews(model))
     tick()
@@ -93,6 +92,7 @@ def one_run(recipe, device):
 def plain(rounds: int = 3, n: int = 1500):
     "torchvision's ResNet-18 in a plain PyTorch loop, and torchvision's loader, beside ours in turns."
     seed_everything(0)
+    keep_memory()
     images, precision = load_images("cifar10"), best_precision()
     recipe = replace(find_recipe("speed94"), precision=precision)
     transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
@@ -146,10 +146,11 @@ def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
     "Forward and backward of each layer on the CPU, and how near its GFLOP/s come to those of a large matrix product."
     precision = best_precision() if precision == "auto" else precision
     recipe, amp = find_recipe(name, precision=precision), Amp("cpu", precision)
+    keep_memory()
     images = load_images(recipe.data)[:5000]
     model, inputs = prepared(images, recipe).train(), {}
     modules = {n: m for n, m in model.named_modules() if not list(m.children())}
-    hooks = [m.register_forward_hook(lambda m, i, o, n=n: inputs.update({n: i[0].detach()})) for n, m in modules.items()]
+    hooks = [m.register_forward_hook(lambda m, i, o, n=n: inputs.update({n: i[0].detach().requires_grad_(i[0].requires_grad)})) for n, m in modules.items()]
     x, _ = next(iter(BatchLoader(images, batch)))
     with amp.autocast(): model(x)
     for hook in hooks: hook.remove()
@@ -157,7 +158,7 @@ def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
     peak = 2 * 2048**3 / fastest(lambda: a @ a) / 1e9
     rows = []
     for n, m in modules.items():
-        x = inputs[n].requires_grad_(n != "whiten")
+        x = inputs[n]  # wants a gradient where training computes one: nothing before the first block learns
         with FlopCounterMode(display=False) as counter, amp.autocast(): y = m(x)
         wanted = [t for t in (x, getattr(m, "weight", None)) if t is not None and t.requires_grad]
         def forward(m=m, x=x):
@@ -181,7 +182,7 @@ def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 
     done = []
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        now = {**conditions(), "recipe": recorded}
+        now = {**conditions(device), "device": device, "recipe": recorded}
         if "dirty" not in now["revision"] and all(old[k] == v for k, v in now.items()): done = old["every_run"]
     flops = flops_of(recipe, load_images(recipe.data), device)
     for seed in range(len(done), runs):
@@ -189,7 +190,7 @@ def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 
         done.append(one_run(replace(recipe, seed=seed), device))
         peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         columns = {k: summary([run[k] for run in done]) for k in done[0] if k != "seed"}
-        write(out, what="a fast recipe from data on disk (in the system's cache) to the test accuracy of six views; accuracy as a share, time in seconds; imports and the first touch of the device are not counted", device=device if device == "cpu" else torch.cuda.get_device_name(device), runs=len(done),
+        write(out, what="a fast recipe from data on disk (in the system's cache) to the test accuracy of six views; accuracy as a share, time in seconds; imports and the first touch of the device are not counted", device=device, runs=len(done),
               **columns, petaflop=flops / 1e15, gigaflop_per_second=flops / 1e9 / columns["seconds_training"]["mean"], peak_memory_gigabytes=peak / 1e9, recipe=recorded, every_run=done)
         last = done[-1]
         print(f"  {last['accuracy']:.2%}, {last['accuracy_tta']:.2%} with test-time augmentation, {last['seconds_from_disk']:.0f} s from disk, {last['images_per_second']:,.0f} images/s", flush=True)

@@ -58,7 +58,7 @@ def identity_(
 # %% ../nbs/06_speed.ipynb #85af6585
 def orthogonalize(
     g:Tensor, # (R,C)
-    steps:int=3, # Three suffice here
+    steps:int=3, # As airbench; more come nearer to 1 and cost more
 )->Tensor: # (R,C), singular values near 1 where they were not tiny
     "Muon's Newton-Schulz iteration: an odd polynomial of fifth degree, with Jordan's coefficients."
     x = g.bfloat16() if g.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else g  # a rough answer is good enough
@@ -205,7 +205,7 @@ class SpeedRecipe:
     epochs:Count=12  # Passes over the pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:Count=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    lr:Rate=.24  # Of Muon: the first step's length as a share of the filters' own; both are measured by the root of the number of filters
+    lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
     head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width
