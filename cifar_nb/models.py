@@ -259,12 +259,13 @@ MOST = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192)  # Of the n
 def bounded(
     arguments:dict, # For a model
 )->dict: # The same
-    "What can be built in a moment. Raises `ConfigError` that names the argument which is beyond `MOST`."
+    "No number of them is absurd. Raises `ConfigError` that names the argument which is below 1 or beyond `MOST`."
     for key in [k for k in MOST if k in arguments]:
         several = isinstance(arguments[key], list | tuple)
         values = arguments[key] if several else [arguments[key]]
         if len(values) > MOST['blocks']: raise ConfigError(f'{key} has {len(values):,} entries: use {MOST["blocks"]} or fewer')
         for v in values:
+            if isinstance(v, int) and v < 1: raise ConfigError(f'{key} = {v} leaves nothing to compute with: use 1 or more')
             if isinstance(v, int) and v > MOST[key]: raise ConfigError(f'{key} = {v} makes too large a network: use {MOST[key]:,} or less')
     return arguments
 

@@ -142,10 +142,12 @@ def train_epoch(
             if clip:
                 amp.scaler.unscale_(opt)
                 clip_grad_norm_(model.parameters(), clip)
+            scale = amp.scaler.get_scale()
             amp.scaler.step(opt)                 # 5 step
             amp.scaler.update()
-            if sched: sched.step()
-        watch(model=model, opt=opt, loss=loss.detach(), stepped=last)
+            stepped = amp.scaler.get_scale() >= scale  # float16 leaves out a step whose gradients overflow, and lowers its scale
+            if sched and stepped: sched.step()
+        watch(model=model, opt=opt, loss=loss.detach(), stepped=last and stepped)
     return meter.mean()
 
 # %% ../nbs/03_train.ipynb #e6b4f94f
@@ -294,6 +296,7 @@ class EarlyStopping:
     ):
         "Look at one epoch."
         value = getattr(report, self.monitor)
+        if math.isnan(value): value = math.inf  # a loss that is no number is the worst
         better = self.best is None or (value > self.best if self.monitor == 'accuracy' else value < self.best)
         self.since = 0 if better else self.since+1
         if better: self.best,self.weights = value,{k: v.detach().clone() for k,v in model.state_dict().items()}
@@ -303,7 +306,7 @@ class EarlyStopping:
 
 # %% ../nbs/03_train.ipynb #ef7cfebb
 class History:
-    "One row an epoch: `epoch`, `train_loss`, `lr`, `seconds`, and when validated `valid_loss`, `valid_accuracy`."
+    "One row an epoch: `epoch`, `train_loss`, `lr` (of its first step), `seconds`, and when validated `valid_loss`, `valid_accuracy`."
     def __init__(self): self.rows = []
 
     def __len__(self): return len(self.rows)
@@ -314,17 +317,24 @@ class History:
         return [row[name] for row in self.rows]
 
     def table(self)->Table:
-        return Table(['epoch', 'train loss', 'valid loss', 'valid accuracy', 'seconds'],
-            [[r['epoch'], round(r['train_loss'], 3), round(r['valid_loss'], 3), f"{r['valid_accuracy']:.2%}", round(r['seconds'], 1)] for r in self.rows])
+        def three(loss): return round(loss, 3)
+        show = dict(epoch=int, train_loss=three, valid_loss=three, valid_accuracy='{:.2%}'.format, seconds=lambda s: round(s, 1))
+        there = [name for name in show if self.rows and name in self.rows[0]]
+        return Table([name.replace('_', ' ') for name in there], [[show[name](r[name]) for name in there] for r in self.rows])
 
     def plot(self):
         "Loss and accuracy by epoch. Returns the matplotlib figure."
         import matplotlib.pyplot as plt  # slow to import, and training on a server draws nothing
-        fig,(left,right) = plt.subplots(1, 2, figsize=(8, 2.6), layout='constrained')
-        for name in ('train_loss', 'valid_loss'): left.plot(self.column('epoch'), self.column(name), label=name.replace('_', ' '))
-        right.plot(self.column('epoch'), self.column('valid_accuracy'), color='C1')
+        names = [name for name in ('train_loss', 'valid_loss') if self.rows and name in self.rows[0]]
+        wide = max(1, len(names))
+        fig,axes = plt.subplots(1, wide, figsize=(4*wide, 2.6), layout='constrained', squeeze=False)
+        left,*right = axes[0]
+        for name in names: left.plot(self.column('epoch'), self.column(name), label=name.replace('_', ' '))
         left.set(xlabel='epoch', ylabel='cross-entropy'); left.legend()
-        right.set(xlabel='epoch', ylabel='validation accuracy'); plt.close(fig)
+        for ax in right:
+            ax.plot(self.column('epoch'), self.column('valid_accuracy'), color='C1')
+            ax.set(xlabel='epoch', ylabel='validation accuracy')
+        plt.close(fig)
         return fig
 
     def state_dict(self): return dict(rows=self.rows)
@@ -418,11 +428,11 @@ def fit(
         judged,watch = parts['average'].module,following(parts['average'], watch)
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
-        epoch,start = len(history)+1,time.perf_counter()
+        epoch,start,lr = len(history)+1,time.perf_counter(),opt.param_groups[0]['lr']
         bar = progress(train_dl, desc=f'epoch {epoch}/{epochs}')
         try: loss = train_epoch(model, bar, opt, loss_fn, device, amp, sched, clip, accumulate, watch)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch}, {e}') from None
-        row = dict(epoch=epoch, train_loss=loss, lr=opt.param_groups[0]['lr'])
+        row = dict(epoch=epoch, train_loss=loss, lr=lr)
         if validate:
             report = validate(judged)
             stopper.update(report, judged)
