@@ -214,7 +214,7 @@ class SpeedRecipe:
     decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
     smoothing:Part=.2  # Share of each label that is spread over all classes, so that clear pictures stop pulling
     shift:Whole=2  # Pixels; few epochs overfit little
-    cutout:Whole=0  # Pixels; for long runs
+    cutout:Whole=0  # Pixels; for large networks in long runs
     hard:Share=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
