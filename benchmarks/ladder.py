@@ -13,7 +13,7 @@ from cifar_nb.data import BatchLoader, load_images, train_val_split
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe, train_by
 from cifar_nb.speed import SixViews, SpeedRecipe, speedrun
-from cifar_nb.train import best_precision
+from cifar_nb.train import Amp, best_precision
 
 SEEDS, N_TRAIN, N_VALID, EPOCHS = 3, 20_000, 5000, 4
 device = best_device()
@@ -39,7 +39,7 @@ def main():
     train = rest[:N_TRAIN]
     rungs = []
 
-    def judge(model): return evaluate(model, BatchLoader(valid, 500, device=device), valid.classes, device)
+    def judge(model): return evaluate(model, BatchLoader(valid, 500, device=device), valid.classes, device, Amp(device, precision))
 
     def add(rung, runs, recipe):
         accuracies, seconds = zip(*runs)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error, multiclass_confusion_matrix
 
 from .core import Table
+from .train import Amp
 
 # %% ../nbs/04_evaluate.ipynb #6638fb3d
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def evaluate(
     dl:Iterable, # Yields `(x, y)`
     classes:tuple[str, ...], # Names in index order
     device:str='cpu', # Where batches are moved
+    amp:Amp|None=None, # Autocast; None computes with 32 bits
 )->Report:
     "One pass over `dl` without learning."
     model.eval()
-    pairs = [(model(x.to(device)).float().cpu(), y.cpu()) for x,y in dl]
+    with (amp or Amp(device)).autocast(): pairs = [(model(x.to(device)).float().cpu(), y.cpu()) for x,y in dl]
     return Report(*map(torch.cat, zip(*pairs)), tuple(classes))
 
 # %% ../nbs/04_evaluate.ipynb #4b577a5d

@@ -225,6 +225,7 @@ def find_recipe(
 def optimizer_for(
     model:nn.Module, # Its parameters that require gradients
     config:OptimizerConfig,
+    bf16:bool=False, # Muon's iterations with 16 bits
 )->Optimizer:
     "What steps the weights. Raises `ConfigError` for Muon without filters."
     params = [p for p in model.parameters() if p.requires_grad]
@@ -235,7 +236,7 @@ def optimizer_for(
         case name if name != 'muon': raise ConfigError(f'optimizer.name = {name!r}: use adam, adamw, sgd or muon')
     filters = [p for p in params if p.ndim == 4]
     if not filters: raise ConfigError(f'optimizer.name = muon is for the filters of convolutions, and {type(model).__name__} has none that learn: use sgd')
-    return Muon([dict(params=filters, lr=config.lr, momentum=config.momentum, orthogonal=True),
+    return Muon([dict(params=filters, lr=config.lr, momentum=config.momentum, orthogonal=True, bf16=bf16),
                  dict(params=[p for p in params if p.ndim != 4], lr=config.other_lr, momentum=config.momentum, weight_decay=config.weight_decay)])
 
 # %% ../nbs/07_recipes.ipynb #13a21934
@@ -289,7 +290,7 @@ def train_by(
     seed_everything(recipe.seed)
     model = built(recipe, len(train.classes), weights).to(device)
     dl = BatchLoader(train, recipe.batch_size, find_policy(recipe.policy).batch, shuffle=True, device=device, drop_last=True, mix=find_mix(recipe.mix, len(train.classes)))
-    opt = optimizer_for(model, recipe.optimizer)
+    opt = optimizer_for(model, recipe.optimizer, recipe.precision == 'bf16')
     s = recipe.schedule
     sched = schedule_for(opt, s.name, recipe.epochs, -(-len(dl)//recipe.accumulate), s.warmup, s.every, s.factor)
     history = fit(model, dl, judge, recipe.epochs, opt, nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), device, Amp(device, recipe.precision), sched,
@@ -342,13 +343,13 @@ def run_recipe(
     recipe = with_precision(recipe, device, path)
     slow = isinstance(recipe, Recipe)
     if slow: recipe,weights,of_start = settled(recipe, settings)
-    Amp(device, recipe.precision)  # says what the device cannot do
+    amp = Amp(device, recipe.precision)  # says what the device cannot do
     prepare = lambda split: normalized(load_images(recipe.data, split, recipe.size, settings), recipe, of_start) if slow else load_images(recipe.data, split, recipe.size, settings)
     images,test = prepare('train'),prepare('test')  # a damaged picture is found before the work, not after it
     train,valid = train_val_split(images, recipe.held_out, recipe.seed) if recipe.held_out else (images, None)
-    judge = lambda model, images: evaluate(model, BatchLoader(images, min(500, len(images)), device=device), images.classes, device)
+    judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, min(500, len(images)), device=device), images.classes, device, amp)
     checkpoint = Checkpointer(path, dict(flat(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
-    if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid)) if valid else None, device, weights, checkpoint, on_epoch)
+    if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
     if half: model = model.half().float()
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)

@@ -59,9 +59,10 @@ def identity_(
 def orthogonalize(
     g:Tensor, # (R,C)
     steps:int=3, # As airbench; more come nearer to 1 and cost more
+    bf16:bool=False, # With 16 bits: a rough answer is good enough
 )->Tensor: # (R,C), singular values near 1 where they were not tiny
     "Muon's Newton-Schulz iteration: an odd polynomial of fifth degree, with Jordan's coefficients."
-    x = g.bfloat16() if g.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else g  # a rough answer is good enough
+    x = g.bfloat16() if bf16 else g
     x = x.T if len(g) > g.shape[1] else x
     x = x/(x.norm()+1e-7)
     for _ in range(steps):
@@ -73,8 +74,8 @@ def orthogonalize(
 class Muon(Optimizer):
     "Groups with `orthogonal=True` take orthogonalised momentum steps at fixed length (Jordan et al., 2024), the others SGD steps; Nesterov momentum for both."
     def __init__(self,
-        groups:Iterable[dict], # Each with `params`, `lr`, `momentum`, and where wanted `weight_decay` and `orthogonal`
-    ): super().__init__(groups, dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False))
+        groups:Iterable[dict], # Each with `params`, `lr`, `momentum`, and where wanted `weight_decay`, `orthogonal`, and `bf16` for `orthogonalize`
+    ): super().__init__(groups, dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False, bf16=False))
 
     @torch.no_grad()
     def step(self):
@@ -89,7 +90,7 @@ class Muon(Optimizer):
                 update = grad.add(memory, alpha=momentum)
                 if group['orthogonal']:
                     p.mul_(len(p)**.5/p.norm())
-                    update = orthogonalize(update.flatten(1)).view_as(p)
+                    update = orthogonalize(update.flatten(1), bf16=group['bf16']).view_as(p)
                 p.sub_(lr*update)
 
 # %% ../nbs/06_speed.ipynb #35aecb9f
@@ -103,7 +104,7 @@ def muon_for(
     filters = [m.weight for m in convs if m.weight.requires_grad]
     biases = [m.bias for m in [*convs, *(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))] if m.bias is not None and m.bias.requires_grad]
     sgd = lambda params, lr: dict(params=params, lr=lr*n, momentum=recipe.sgd_momentum, weight_decay=recipe.decay/lr)
-    muon = dict(params=filters, lr=recipe.lr, momentum=recipe.momentum, orthogonal=True)
+    muon = dict(params=filters, lr=recipe.lr, momentum=recipe.momentum, orthogonal=True, bf16=recipe.precision == 'bf16')
     return Muon([muon if recipe.orthogonal else sgd(filters, recipe.sgd_lr), sgd(biases, recipe.bias_lr), sgd([model.head.weight], recipe.head_lr)])
 
 # %% ../nbs/06_speed.ipynb #4ecc9077
