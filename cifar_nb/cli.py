@@ -187,7 +187,7 @@ def predict(
     settings,failed = configured(device=device),0
     predictor = Predictor.load(model, settings)
     for file in files:
-        try: answer = predictor(decode_image(file.read_bytes(), settings.max_pixels), top_k)
+        try: answer = predictor(decode_image(file.read_bytes(), settings.max_pixels, predictor.card.input_size), top_k)
         except (ImageError, OSError) as e:
             print(f'cifar-nb: {file}: {getattr(e, "strerror", None) or e}', file=sys.stderr)
             failed = ImageError.exit_code

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Report', 'evaluate', 'class_table', 'prediction_bias', 'confusion', 'plot_confusion', 'worst_mistakes',
-           'calibration_error', 'calibrate', 'last_maps', 'grad_cam']
+           'calibration_error', 'calibrate', 'trunk', 'last_maps', 'grad_cam']
 
 # %% ../nbs/04_evaluate.ipynb #e3269be4
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,9 +67,10 @@ def evaluate(
     device:str='cpu', # Where batches are moved
     amp:Amp|None=None, # Autocast; None computes with 32 bits
 )->Report:
-    "One pass over `dl` without learning."
+    "One pass over `dl` without learning. Raises `ValueError` where that is empty."
     model.eval()
     with (amp or Amp(device)).autocast(): pairs = [(model(x.to(device)).float().cpu(), y.cpu()) for x,y in dl]
+    if not pairs: raise ValueError('there are no pictures to evaluate')
     return Report(*map(torch.cat, zip(*pairs)), tuple(classes))
 
 # %% ../nbs/04_evaluate.ipynb #4b577a5d
@@ -79,7 +80,7 @@ def class_table(
     "For each class: what share of its pictures was recognised, and how often it was predicted for each time it occurred."
     bias = prediction_bias(report)
     return Table(['class', 'recognised', 'predicted / occurring'],
-                 [[c, f'{a:.1%}', f'{b:.2f}'] for c,a,b in zip(report.classes, report.per_class().tolist(), bias.tolist())])
+                 [[c, '' if b != b else f'{a:.1%}', f'{b:.2f}'] for c,a,b in zip(report.classes, report.per_class().tolist(), bias.tolist())])
 
 def prediction_bias(
     report:Report, # From `evaluate`
@@ -134,21 +135,30 @@ def calibration_error(
 def calibrate(
     report:Report, # On pictures that were held out
 )->float: # Divide logits by it
-    "The temperature with the smallest loss, of 401 between 0.1 and 10."
+    "The temperature with the smallest loss, of 401 between 0.1 and 10. Raises `ValueError` for scores that are no numbers."
+    if not report.logits.isfinite().all(): raise ValueError('some scores are infinite or not numbers')
     temperatures = torch.logspace(-1, 1, 401)
     return temperatures[torch.stack([F.cross_entropy(report.logits/t, report.labels) for t in temperatures]).argmin()].item()
 
 # %% ../nbs/04_evaluate.ipynb #9f473829
+def trunk(
+    model:nn.Module,
+)->Iterator[nn.Module]:
+    "The parts that everything passes through: not the insides of blocks with branches."
+    for part in model.children():
+        yield part
+        if isinstance(part, nn.Sequential): yield from trunk(part)
+
 def last_maps(
     model:nn.Module, # In evaluation mode
     x:Tensor, # float32 (B,C,H,W)
     least:int=6, # Places along each side that the maps must have
 )->tuple[Tensor, Tensor]: # Maps (B,D,h,w) and logits (B,K), joined by the graph of gradients
-    "What the last layer gave whose maps have at least that size. Raises `ValueError` where there is none."
+    "What the last part of the trunk gave whose maps have at least that size. Raises `ValueError` where there is none."
     kept = []
     def keep(layer, args, out):
         if out.ndim == 4 and min(out.shape[-2:]) >= least: kept[:] = [out]
-    hooks = [layer.register_forward_hook(keep) for layer in model.modules()]
+    hooks = [layer.register_forward_hook(keep) for layer in trunk(model)]
     try: logits = model(x)
     finally: [hook.remove() for hook in hooks]
     if not kept: raise ValueError(f'no layer of the model has maps of {least} x {least} or more')

@@ -53,13 +53,14 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.requests import ClientDisconnect
+from torch import Tensor
 from uvicorn.supervisors import Multiprocess
 
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError, Settings
 from .data import decode_image, fit_image, normalize
 from .export import agrees, clouds, fastest, with_backend
-from .predict import ModelCard, Prediction, Predictor
+from .predict import ModelCard, Prediction, Predictor, pixels_of
 
 # %% ../nbs/10_serve.ipynb #97f07958
 class Problem(BaseModel):
@@ -188,22 +189,23 @@ def decoded(
     job:Job,
     settings:Settings, # `max_wait` and `max_pixels` count
     size:int, # Height and width of the model's pictures
-)->Image.Image:
+)->tuple[Tensor, Image.Image]: # What the model sees, uint8 (3,size,size), and the picture; whole where it shall be drawn on
     "The picture of a job. Raises `ImageError`, or a 503 when it has waited too long."
     if time.monotonic()-job.since > settings.max_wait: raise busy(f'the picture has waited for more than {settings.max_wait:g} seconds; try again shortly')
-    return decode_image(job.data, settings.max_pixels, None if job.explain else size)
+    image = decode_image(job.data, settings.max_pixels, size)
+    return pixels_of(image, size), decode_image(job.data, settings.max_pixels) if job.explain else image
 
 # %% ../nbs/10_serve.ipynb #f3aeac8c
 def explained(
     answer:Answer,
-    image:Image.Image, # RGB, any size
+    seen:Tensor, # uint8 (3,S,S), what the model saw
+    image:Image.Image, # Of which it saw the largest centred square; RGB, any size
     predictor:Predictor, # Whose answer it is
     least:int=256, # Height and width of the overlay; more for models with larger pictures
 )->Explanation: # Raises `ImageError` for a network without maps
     "An answer with the Grad-CAM overlay on the square that the model looked at."
     from cifar_nb.evaluate import grad_cam  # needs torchmetrics, which is slow to import
     card = predictor.card
-    seen = fit_image(image, card.input_size)
     try: cam = grad_cam(predictor.model, normalize(seen[None], card.mean, card.std).to(predictor.device), torch.tensor([answer.class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from None
     side = max(least, card.input_size)
@@ -214,16 +216,15 @@ def explained(
 
 # %% ../nbs/10_serve.ipynb #a70ed5e1
 def compute(
-    ready:list[tuple[Job, Image.Image]], # Jobs with their decoded pictures
+    ready:list[tuple[Job, Tensor, Image.Image]], # Jobs, and what `decoded` gave for them
     predictor:Predictor,
 )->list[Answer|Exception]: # One a job
     "The answers of a batch: one pass through the network."
-    pixels = torch.stack([fit_image(image, predictor.card.input_size) for _,image in ready])
-    predictions = predictor.answers(pixels, [job.top_k for job,_ in ready])
+    predictions = predictor.answers(torch.stack([seen for _,seen,_ in ready]), [job.top_k for job,*_ in ready])
     outcomes = []
-    for (job,image),prediction,seen in zip(ready, predictions, pixels):
+    for (job,seen,image),prediction in zip(ready, predictions):
         answer = Answer.model_construct(**prediction.__dict__, view=as_data_url(seen) if job.view else None)
-        try: outcomes.append(explained(answer, image, predictor) if job.explain else answer)
+        try: outcomes.append(explained(answer, seen, image, predictor) if job.explain else answer)
         except ImageError as e: outcomes.append(e)
     return outcomes
 
@@ -282,11 +283,11 @@ def answered(
     "Decode each picture, then compute them together. Raises nothing: a picture that fails, fails alone."
     ready,failed = [],[]
     for job in jobs:
-        try: ready.append((job, decoded(job, settings, predictor.card.input_size)))
+        try: ready.append((job, *decoded(job, settings, predictor.card.input_size)))
         except Exception as e: failed.append((job, e))
     try: answers = compute(ready, predictor) if ready else []
     except Exception as e: answers = [e]*len(ready)
-    return failed + [(job, answer) for (job,_),answer in zip(ready, answers)]
+    return failed + [(job, answer) for (job,*_),answer in zip(ready, answers)]
 
 # %% ../nbs/10_serve.ipynb #356c0fa9
 class Engine:

@@ -1,5 +1,6 @@
 "The service as a stranger meets it: a process of its own, real pictures, and thousands of broken ones."
 import io
+import json
 import random
 import re
 import socket
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from service import service, until, watched
+from typer.testing import CliRunner
 
+from cifar_nb.cli import app
 from cifar_nb.core import Settings
 from cifar_nb.data import FORMATS, synthetic
 from cifar_nb.predict import Predictor
@@ -153,6 +156,13 @@ def test_every_format_mode_and_way_of_writing(client):
 def test_the_same_pixels_have_the_same_answer(client):
     answers = {name: post(client, content).json()["probabilities"] for name, content in exact()}
     for name, found in answers.items(): assert found == pytest.approx(answers["PNG"], abs=1e-5), name
+
+
+def test_the_command_line_and_every_route_see_a_large_photograph_alike(client, tmp_path):
+    coarse = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    (tmp_path / "a.jpg").write_bytes(data := saved(Image.fromarray(coarse).resize((800, 600), Image.Resampling.NEAREST), "JPEG", quality=60))
+    said = json.loads(CliRunner().invoke(app, ["predict", str(tmp_path / "a.jpg"), "--json"]).stdout)["probabilities"]
+    for path in ("/predict", "/explain"): assert client.post(path, files={"file": data}).json()["probabilities"] == pytest.approx(said, abs=.05)  # the service may compute with 16 bits; decoding in full changes 0.13
 
 
 def test_each_file_cut_at_every_tenth(client):
