@@ -18,10 +18,16 @@ def processor():
     except (OSError, StopIteration): return sys.platform
 
 
+def arithmetic():
+    "The widest vector units of the processor that PyTorch uses, and whether it multiplies with 16 bits."
+    bf16 = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return torch.backends.cpu.get_cpu_capability() + (" and bf16" if bf16 else "")
+
+
 def conditions(device="cpu"):
     "What a result depends on beside itself."
     gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
-    return dict(machine=f"{processor()}, {torch.get_num_threads()} threads{gpu}", revision=REVISION, versions=library_versions())
+    return dict(machine=f"{processor()} ({arithmetic()}), {torch.get_num_threads()} threads{gpu}", revision=REVISION, versions=library_versions())
 
 
 def write(name, **result):

@@ -51,7 +51,7 @@ def setting(
 ):
     "A flag that overrides a setting, with the setting's own description."
     field = Settings.model_fields[name]
-    default = str(field.default).replace(str(Path.home()), '~')
+    default = ','.join(field.default) if isinstance(field.default, list) else 'none' if field.default in (None, '') else str(field.default).replace(str(Path.home()), '~')
     return typer.Option(help=f'{field.description} [CIFAR_NB_{name.upper()}, else {default}]', show_default=False, **more)
 
 Model = Annotated[str|None, setting('model', callback=filled("a model's name or the path of a .safetensors file"))]
@@ -120,7 +120,7 @@ def train(
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out, precision=precision, seed=seed, size=size)
     chosen = with_changes(chosen, {k: v for k,v in flags.items() if v is not None} | given(change or []), settings)
     name = Path(from_card or recipe or 'simple').stem
-    out = (out or settings.models_dir/f'{name}.safetensors').expanduser()
+    out = Path(os.path.expanduser(out or settings.models_dir/f'{name}.safetensors'))
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
     try:
         for file in (out, out.with_suffix('.ckpt')):
@@ -187,13 +187,14 @@ def predict(
     settings,failed = configured(device=device),0
     predictor = Predictor.load(model, settings)
     for file in files:
+        name = os.fsencode(file).decode(errors='backslashreplace')  # a name may hold bytes that are no text
         try: answer = predictor(decode_image(file.read_bytes(), settings.max_pixels, predictor.card.input_size), top_k)
         except (ImageError, OSError) as e:
-            print(f'cifar-nb: {file}: {getattr(e, "strerror", None) or e}', file=sys.stderr)
+            print(f'cifar-nb: {name}: {getattr(e, "strerror", None) or e}', file=sys.stderr)
             failed = ImageError.exit_code
             continue
-        if as_json: print(json.dumps(dict(file=str(file), **answer.model_dump())))
-        else: print(f'{file}: ' + ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top) + ('  (unfamiliar)' if answer.in_distribution is False else ''))
+        if as_json: print(json.dumps(dict(file=name, **answer.model_dump())))
+        else: print(f'{name}: ' + ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top) + ('  (unfamiliar)' if answer.in_distribution is False else ''))
     raise typer.Exit(failed)
 
 # %% ../nbs/12_cli.ipynb #a9587aed
@@ -223,8 +224,10 @@ def serve(
     from cifar_nb.serve import address_of, open_port, run
     settings = configured(**flags)
     if settings.backend not in ('auto', *BACKENDS): raise ConfigError(f'there is no back end {settings.backend!r}: use auto, {", ".join(BACKENDS)}')
-    if settings.backend == 'onnx': needs('onnxruntime')
+    if settings.backend == 'onnx':
+        for module in ('onnx', 'onnxscript', 'onnxruntime'): needs(module)
     predictor = Predictor.load(None, settings)
+    if settings.backend == 'onnx' and predictor.device != 'cpu': raise ConfigError('the back end onnx computes on the CPU; choose --device cpu or another back end')
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
     print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
@@ -238,4 +241,3 @@ def main():
     except CifarNbError as e:
         print(f'cifar-nb: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
-    except BrokenPipeError: os._exit(141)  # `| head` has seen enough

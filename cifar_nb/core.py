@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     models_dir:Path = Field(Path('models'), description='Where trained models are saved, and looked for by name')
     model:str = Field('cifar10', description='The model to use: a name or the path of a .safetensors file')
     device:str = Field('auto', description='auto, cpu, cuda, cuda:1 or mps')
-    threads:int|None = Field(None, ge=1, description="CPU threads for PyTorch; unset leaves PyTorch's choice")
+    threads:int|None = Field(None, ge=1, le=1024, description="CPU threads for PyTorch; unset leaves PyTorch's choice")
     host:str = Field('127.0.0.1', min_length=1, description='Address that the server listens on; 0.0.0.0 is every address of the machine')
     port:int = Field(8000, ge=0, le=65535, description='Port that the server listens on')
     max_body_bytes:int = Field(10_000_000, ge=1, description='Largest request body, in bytes')
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path):
         if not str(path): raise ValueError('name a folder; . is the present one')
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))  # as shells do, it leaves the ~ of nobody there
 
     @field_validator('api_key')
     @classmethod
@@ -139,6 +139,7 @@ def best_device(
 )->str: # A device that PyTorch can use now
     "A GPU where there is one, else the CPU. Raises `ConfigError` for a device that is not there."
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if not re.fullmatch(r'cpu|mps|cuda(:\d{1,2})?', name): raise ConfigError(f'there is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps')
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ConfigError(f'device {name!r} cannot be used here: {str(e).splitlines()[0]} Use cpu, or auto for the best there is.') from None

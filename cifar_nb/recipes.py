@@ -11,6 +11,7 @@ __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfi
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import difflib
 import json
+import os
 import re
 import reprlib
 import tomllib
@@ -214,7 +215,7 @@ def find_recipe(
 )->Recipe|SpeedRecipe:
     "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range."
     if name.endswith('.toml'):
-        try: recipe = from_toml(Path(name).expanduser().read_text())
+        try: recipe = from_toml(Path(os.path.expanduser(name)).read_text())
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{name} cannot be read: {getattr(e, "strerror", None) or e}') from None
         except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
     elif name in RECIPES: recipe = RECIPES[name]

@@ -780,14 +780,15 @@ def open_port(
     port:int, # 0 takes a free one
 )->socket.socket:
     "Reserve an address. Raises `ConfigError` when it is taken or not ours."
-    sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends small answers at once only where the protocol is named
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = None
     try:
+        sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends small answers at once only where the protocol is named
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(2048)
-    except OSError as e:
-        sock.close()
-        raise ConfigError(f'cannot listen on {host}, port {port}: {e.strerror}; choose another with --port or CIFAR_NB_PORT') from None
+    except (OSError, UnicodeError, TypeError) as e:  # the last two for a text that no address can be
+        if sock: sock.close()
+        raise ConfigError(f'cannot listen on {host}, port {port}: {getattr(e, "strerror", None) or e}; choose another with --host or --port') from None
     return sock
 
 def address_of(sock:socket.socket)->str: # Such as http://127.0.0.1:8000 or http://[::1]:8000
