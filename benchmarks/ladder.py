@@ -29,7 +29,7 @@ RUNGS = {
     "+ smoothed labels": dict(smoothing=SpeedRecipe().smoothing),
     "(three epochs instead of four)": dict(epochs=3),
     "+ first 20, then 26 pixels": dict(epochs=EPOCHS, zoom=((.625, .34), (.8125, .33))),
-    "26 pixels for half of the epochs": dict(zoom=SpeedRecipe().zoom),
+    "first 24, then 28 pixels instead": dict(zoom=SpeedRecipe().zoom),
 }
 
 

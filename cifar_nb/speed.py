@@ -204,7 +204,7 @@ class SpeedRecipe:
     widths:Widths=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
     depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block
     epochs:Count=12  # Passes over the pictures
-    zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.8125, .5),)  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
+    zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:Count=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
@@ -213,7 +213,7 @@ class SpeedRecipe:
     sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise
     sgd_momentum:Share=.85  # Of whatever SGD moves: longer than Muon's, since these gradients are noisy and not evened out
     decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
-    smoothing:Part=.2  # Share of each label that is spread over all classes, so that clear pictures stop pulling
+    smoothing:Part=.1  # Share of each label that is spread over all classes, so that clear pictures stop pulling
     shift:Whole=2  # Pixels; few epochs overfit little
     cutout:Whole=0  # Pixels; for large networks in long runs
     hard:Share=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
