@@ -29,11 +29,11 @@ train: $(VENV)/.package  ## Train on the real data, downloading it where it is m
 	$(BIN)/cifar-nb train $(ARGS)
 
 test: $(VENV)/.dev  ## Run every test, offline, on drawn pictures; print where the time goes
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_all.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/run_all.py
 
 notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs
 	for nb in $(NOTEBOOKS); do echo $$nb; TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 --log-level WARN $$nb || exit 1; done
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_clean --fname nbs
+	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean --fname nbs
 	$(MAKE) readme
 
 readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md from nbs/index.ipynb

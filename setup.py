@@ -1,4 +1,5 @@
 "Everything that pip needs to know is read from settings.ini."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,6 +14,13 @@ def listed(key):
     return cfg.get(key, "").split()
 
 
+def absolute(readme):
+    "The README for the package index, which has neither our pictures nor our files: their addresses in full."
+    raw = f"https://raw.githubusercontent.com/{cfg['user']}/{cfg['repo']}/{cfg['branch']}/"
+    readme = re.sub(r"(!\[[^]]*\]\()(?!https?:)", lambda m: m[1] + raw, readme)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", lambda m: m[1] + f"{cfg['git_url']}/blob/{cfg['branch']}/", readme)
+
+
 extras = {key.removesuffix("_requirements"): listed(key) for key in cfg
           if key.endswith("_requirements") and key not in ("pip_requirements", "conda_requirements")}
 
@@ -20,7 +28,7 @@ setuptools.setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=absolute(Path("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     url=cfg["git_url"],
     author=cfg["author"],

@@ -1,6 +1,6 @@
 """Training throughput: `BatchLoader` and `train_epoch`, against torchvision's per-image `DataLoader` and a plain loop.
 
-Both train `SimpleCNN` with Adam on the same CIFAR-10 pictures, in turns within one run: the plain side as tutorials have it
+Both train `SimpleCNN` with Adam on CIFAR-10 pictures (6,400 an epoch for the plain side, 25,600 for ours), in turns within one run: the plain side as tutorials have it
 (float32, default memory order), ours as `cifar-nb train` does (the faster precision, `channels_last`), and ours in float32. Writes results/loading.json.
 """
 import statistics
@@ -51,7 +51,7 @@ def main():
     images = load_images("cifar10")
     transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
     files = Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(N_PLAIN))
-    loaders = {workers: DataLoader(files, BATCH, shuffle=True, num_workers=workers) for workers in (0, 2)}
+    loaders = {workers: DataLoader(files, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0) for workers in (0, 2)}
     ours = BatchLoader(images[:N_OURS], BATCH, augment_standard, shuffle=True)
     precision = best_precision()
     sides = {

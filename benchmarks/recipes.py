@@ -18,6 +18,7 @@ from cifar_nb.core import Settings, best_device
 from cifar_nb.models import multiply_adds
 from cifar_nb.predict import load_model
 from cifar_nb.recipes import RECIPES, find_recipe, run_recipe
+from cifar_nb.train import Checkpointer
 
 # What the published system says of itself; none where it says nothing
 SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs", "resnet50": "77.99%, 28 epochs", "resnet18": "\"90%+\"", "resnet34": "\"90%+\""}
@@ -27,9 +28,13 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
          note: Annotated[str, typer.Option(help="What else there is to know, such as other work on the machine")] = "",
          out: Annotated[Path, typer.Option(help="A folder for the model file, and for the checkpoint from which a killed run goes on")] = RESULTS.parent / "models"):
     "Train a recipe, test once, note everything."
+    if name not in RECIPES: raise typer.BadParameter(f"there is no recipe {name!r}: use {', '.join(RECIPES)}")
     path, settings, begun = RESULTS / "recipes.json", Settings.read(device=device), time.perf_counter()
     recipe = find_recipe(name, seed=seed, epochs=epochs, start=start, precision=precision)
-    file, seconds = out / f"{name}-{seed}.safetensors", []
+    file = out / f"{name}-{seed}.safetensors"
+    checkpoint = file.with_suffix(".ckpt")
+    seconds = [row["seconds"] for row in Checkpointer(checkpoint).read()["history"]["rows"]] if checkpoint.exists() else []
+    before = sum(seconds)
     out.mkdir(parents=True, exist_ok=True)
     def seen(history):
         seconds[:] = history.column("seconds")
@@ -37,9 +42,9 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
     card, report = run_recipe(recipe, file, settings, on_epoch=seen)
     model = load_model(str(file), settings)[0]
     row = dict(recipe=name, start=card.recipe.get("start", ""), seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_planned=recipe.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
-               seconds=sum(seconds), seconds_with_data_and_tests=time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
+               seconds=sum(seconds), seconds_with_data_and_tests=before + time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
                test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(best_device(device)), choices=card.recipe)
-    rows = json.loads(path.read_text())["runs"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     same = ("recipe", "start", "seed", "epochs", "device")
     rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
     order = list(RECIPES)

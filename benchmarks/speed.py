@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py run speed94                            five runs; goes on with results/speed94.json if it is of the same revision
     python benchmarks/speed.py run speed94 --runs 20 --device cuda    the same on a GPU, into results/speed94_cuda.json
+    python benchmarks/speed.py beside airbench94_muon.py              a published script and ours on the same GPU, into results/beside_speed94.json
     python benchmarks/speed.py layers                                 where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                                  torchvision's ResNet-18 in a plain loop, and the loaders, beside ours
 
@@ -9,11 +10,14 @@ Trains on all 50,000 training pictures and tests on the official 10,000. No choi
 """
 import json
 import math
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -66,6 +70,13 @@ def wait(device):
     if device.startswith("cuda"): torch.cuda.synchronize(device)
 
 
+def compiling(rows):
+    "Seconds that the first epoch of each size took longer than the next one of that size."
+    by_size = {}
+    for row in rows: by_size.setdefault(row["size"], []).append(row["seconds"])
+    return sum(first - second for first, second, *_ in (seconds for seconds in by_size.values() if len(seconds) > 1))
+
+
 def one_run(recipe, device):
     "Train and test once; seconds by phase."
     clock = [time.perf_counter()]
@@ -85,7 +96,7 @@ def one_run(recipe, device):
     load, training, testing = (b - a for a, b in zip(clock, clock[1:]))
     return dict(seed=recipe.seed, accuracy=once, accuracy_tta=twice, seconds_from_disk=load + training + testing, seconds_from_device=training + testing, seconds_training=training,
                 seconds_loading=load, seconds_testing=testing, images_per_second=recipe.epochs * (len(train) // recipe.batch_size) * recipe.batch_size / training,
-                first_epoch_seconds=history.rows[0]["seconds"])
+                **(dict(seconds_compiling=compiling(history.rows)) if recipe.compiled else {}))
 
 
 @app.command()
@@ -111,12 +122,12 @@ def plain(rounds: int = 3, n: int = 1500):
         return n / (time.perf_counter() - start)
 
     def ours():
-        few = images[:4 * n]
-        model = prepared(few, recipe)
+        model = prepared(images[:5000], recipe)
         opt = muon_for(model, recipe, recipe.batch_size)
         start = time.perf_counter()
-        train_epoch(model, epoch_loader(few, recipe, recipe.epochs - 1, "cpu"), opt, amp=Amp("cpu", precision), sched=schedule_for(opt, "linear", 1, 10**6))
-        return len(few) / (time.perf_counter() - start)
+        dl = epoch_loader(images[:4 * n], recipe, recipe.epochs - 1, "cpu")
+        train_epoch(model, dl, opt, amp=Amp("cpu", precision), sched=schedule_for(opt, "linear", 1, 10**6))
+        return len(dl) * recipe.batch_size / (time.perf_counter() - start)
 
     def loading(dl, n):
         start = time.perf_counter()
@@ -128,7 +139,7 @@ def plain(rounds: int = 3, n: int = 1500):
     for i in range(rounds):
         for name, measure in sides.items(): seen[name].append(measure())
         print(f"round {i + 1}: " + ", ".join(f"{name} {v[-1]:,.0f}" for name, v in seen.items()) + " images/s", flush=True)
-    write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision=precision, images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
+    write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision={"resnet18, plain loop": "float32", "speed94, 32 px": precision}, images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
 
 
 def fastest(f, times=7):
@@ -142,7 +153,7 @@ def fastest(f, times=7):
 
 
 @app.command()
-def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
+def layers(name: str = "speed94", precision: str = "auto"):
     "Forward and backward of each layer on the CPU, and how near its GFLOP/s come to those of a large matrix product."
     precision = best_precision() if precision == "auto" else precision
     recipe, amp = find_recipe(name, precision=precision), Amp("cpu", precision)
@@ -151,7 +162,7 @@ def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
     model, inputs = prepared(images, recipe).train(), {}
     modules = {n: m for n, m in model.named_modules() if not list(m.children())}
     hooks = [m.register_forward_hook(lambda m, i, o, n=n: inputs.update({n: i[0].detach().requires_grad_(i[0].requires_grad)})) for n, m in modules.items()]
-    x, _ = next(iter(BatchLoader(images, batch)))
+    x, _ = next(iter(BatchLoader(images, recipe.batch_size)))
     with amp.autocast(): model(x)
     for hook in hooks: hook.remove()
     a = torch.randn(2048, 2048, dtype=amp.dtype or torch.float32)
@@ -160,24 +171,25 @@ def layers(name: str = "speed94", precision: str = "auto", batch: int = 250):
     for n, m in modules.items():
         x = inputs[n]  # wants a gradient where training computes one: nothing before the first block learns
         with FlopCounterMode(display=False) as counter, amp.autocast(): y = m(x)
-        wanted = [t for t in (x, getattr(m, "weight", None)) if t is not None and t.requires_grad]
+        wanted, ones = [t for t in (x, getattr(m, "weight", None)) if t is not None and t.requires_grad], torch.ones_like(y)
         def forward(m=m, x=x):
             with torch.no_grad(), amp.autocast(): m(x)
-        def backward(y=y, wanted=wanted): torch.autograd.grad(y, wanted, torch.ones_like(y), retain_graph=True)
+        def backward(y=y, wanted=wanted, ones=ones): torch.autograd.grad(y, wanted, ones, retain_graph=True)
         ahead, back = fastest(forward), fastest(backward) if wanted and y.requires_grad else 0.
         work = counter.get_total_flops() * (1 + len(wanted)) / 1e9
         rows.append(dict(layer=n, kind=type(m).__name__, shape=list(y.shape[1:]), forward_ms=1e3 * ahead, backward_ms=1e3 * back, gigaflop=work, gigaflop_per_second=work / (ahead + back)))
         print(f"{n:20} {1e3 * ahead:7.2f} {1e3 * back:7.2f} ms {work / (ahead + back):7.0f} GFLOP/s", flush=True)
-    write("layers", what=f"forward and backward of each layer of {name}, fastest of several calls", batch_size=batch, precision=precision, matrix_product_gigaflop_per_second=peak, layers=rows)
+    write("layers", what=f"forward and backward of each layer of {name}, fastest of several calls", batch_size=recipe.batch_size, precision=precision, matrix_product_gigaflop_per_second=peak, layers=rows)
 
 
 @app.command()
 def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
     "Train a fast recipe with seeds 0, 1, …, and write results/NAME.json after each run."
-    device = best_device(device)
+    device, asked = best_device(device), precision
     precision = best_precision(device) if precision == "auto" else precision
     recipe = find_recipe(name, held_out=0, precision=precision, compiled=compiled, epochs=epochs)
-    out = f"{name}{'_' + device.partition(':')[0] if device != 'cpu' else ''}{'_compiled' if compiled else ''}"
+    unusual = dict(device=device != "cpu" and device.partition(":")[0], compiled=compiled and "compiled", precision=asked != "auto" and asked, epochs=epochs and f"{epochs}_epochs")
+    out = "_".join([name, *filter(None, unusual.values())])
     path, recorded = RESULTS / f"{out}.json", json.loads(json.dumps(asdict(recipe)))
     done = []
     if path.exists():
@@ -194,6 +206,36 @@ def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 
               **columns, petaflop=flops / 1e15, gigaflop_per_second=flops / 1e9 / columns["seconds_training"]["mean"], peak_memory_gigabytes=peak / 1e9, recipe=recorded, every_run=done)
         last = done[-1]
         print(f"  {last['accuracy']:.2%}, {last['accuracy_tta']:.2%} with test-time augmentation, {last['seconds_from_disk']:.0f} s from disk, {last['images_per_second']:,.0f} images/s", flush=True)
+
+
+def published(script, runs):
+    "Accuracy with test-time augmentation and seconds of each run of a script that prints airbench's table; its first run, which warms up, is left out."
+    found = []
+    with subprocess.Popen([sys.executable, script.name], cwd=script.parent, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            _, _, epoch, *_, accuracy, seconds, _ = [cell.strip() for cell in line.split("|")] if line.count("|") == 7 else [""] * 8
+            if epoch == "eval": found.append(dict(accuracy_tta=float(accuracy), seconds_from_device=float(seconds)))
+            if len(found) > runs: break
+        process.terminate()
+    if len(found) <= runs: sys.exit(f"{script} gave {max(0, len(found) - 1)} of {runs} runs, and ended with {process.returncode}: are its packages and its data there?")
+    return found[1:]
+
+
+@app.command()
+def beside(script: Annotated[Path, typer.Argument(help="airbench94_muon.py, or another script that prints the same table", exists=True, dir_okay=False)], name: str = "speed94",
+           runs: int = 20, device: str = "cuda", precision: str = "auto", compiled: bool = False):
+    "A published script and a fast recipe of ours, one after the other on the same card: accuracies with test-time augmentation, seconds from the data on the device to that accuracy."
+    device = best_device(device)
+    recipe = find_recipe(name, held_out=0, precision=best_precision(device) if precision == "auto" else precision, compiled=compiled)
+    theirs = published(script, runs)
+    one_run(recipe, device)  # warms up, as theirs did
+    ours = [one_run(replace(recipe, seed=seed), device) for seed in range(runs)]
+    sides = {side: {k: summary([run[k] for run in done]) for k in ("accuracy_tta", "seconds_from_device")} for side, done in ((script.stem, theirs), (name, ours))}
+    ratio = sides[name]["seconds_from_device"]["mean"] / sides[script.stem]["seconds_from_device"]["mean"]
+    half = ratio * math.hypot(*(found["seconds_from_device"]["ci95"] / found["seconds_from_device"]["mean"] for found in sides.values())) if runs > 1 else None
+    write(f"beside_{name}", what="a published script and a recipe of ours on the same machine; the script counts whitening, training and test only, ours also what comes before the first step", ratio_ci95=half, device=device, runs=runs, ratio=ratio, **sides, recipe=asdict(recipe), every_run={script.stem: theirs, name: ours})
+    for side, found in sides.items(): print(f"{side}: {found['accuracy_tta']['mean']:.2%}, {found['seconds_from_device']['mean']:.2f} s")
 
 
 if __name__ == "__main__": app()

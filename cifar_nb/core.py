@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     @field_validator('data_dir', 'models_dir', mode='before')
     @classmethod
     def _expand(cls, path):
-        if not str(path): raise ValueError('name a folder; . is the present one')
+        if not str(path): raise ValueError('name a folder; . is the current one')
         return Path(os.path.expanduser(path))  # as shells do, it leaves the ~ of nobody there
 
     @field_validator('api_key')
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
             raise ConfigError('; '.join(f"{called(str(d['loc'][0]))}: {d['msg'].removeprefix('Value error, ')}" for d in e.errors())) from None
 
     def as_environment(self,
-        **changes, # Fields that shall be others
+        **changes, # Fields with other values
     )->dict[str, str]: # Variables from which `read` makes the same settings in another process
         "The settings as environment variables."
         values = {**dict(self), **changes}
@@ -137,7 +137,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 def best_device(
     name:str='auto', # auto, cpu, cuda, cuda:1 or mps
 )->str: # A device that PyTorch can use now
-    "A GPU where there is one, else the CPU. Raises `ConfigError` for a device that is not there."
+    "CUDA where it is there, else the CPU. Raises `ConfigError` for a device that is not there."
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
     if not re.fullmatch(r'cpu|mps|cuda(:\d{1,2})?', name): raise ConfigError(f'there is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps')
     try: torch.zeros(1, device=name)
@@ -149,8 +149,8 @@ def device_note(
     device:str, # From `best_device`
 )->str: # One line for a person
     "What we compute on, and what that means for the time it takes."
-    if device.startswith('cuda'): return f'{torch.cuda.get_device_name(device)}: full-scale training takes seconds to minutes.'
-    return f'{device}, {torch.get_num_threads()} threads: everything runs here; full-scale training takes minutes where a GPU takes seconds.'
+    if device.startswith('cuda'): return f'{torch.cuda.get_device_name(device)}: full-scale training takes seconds to minutes by the fast recipes.'
+    return f'{device}, {torch.get_num_threads()} threads: everything runs here; full-scale training takes minutes to hours, where a GPU takes seconds to minutes.'
 
 # %% ../nbs/00_core.ipynb #c3d0636c
 def seed_everything(
@@ -215,9 +215,9 @@ class Table:
         self.header = [str(h) for h in header]
         self.rows = [list(row) for row in rows]
 
-    def _cells(self): return [[f'{v:,}' if isinstance(v, int) else str(v) for v in row] for row in self.rows]
+    def _cells(self): return [[f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row] for row in self.rows]
 
-    def _right(self): return [all(isinstance(row[i], (int, float)) for row in self.rows) for i in range(len(self.header))]
+    def _right(self): return [all(isinstance(row[i], (int, float)) and not isinstance(row[i], bool) for row in self.rows) for i in range(len(self.header))]
 
     def __str__(self):
         lines = [self.header] + self._cells()
@@ -226,7 +226,7 @@ class Table:
 
     def _repr_markdown_(self):
         rule = ['---:' if r else '---' for r in self._right()]
-        return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [self.header, rule] + self._cells())
+        return '\n'.join('| ' + ' | '.join(v.replace('|', '\\|') for v in line) + ' |' for line in [self.header, rule] + self._cells())
 
     __repr__ = __str__
 

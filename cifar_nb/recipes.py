@@ -137,6 +137,7 @@ def recipe_from(
     if recipe.loop == 'fit':
         if taken := {'n_classes', 'size'} & recipe.model.keys(): raise ConfigError(f"model.{min(taken)} is not chosen but follows from the {'data' if 'n_classes' in taken else 'size of the recipe'}: leave it out")
         if not recipe.held_out and recipe.stopping.patience: raise ConfigError('stopping.patience needs held-out pictures to judge by: set held_out above 0, or patience to 0')
+    if recipe.loop == 'speedrun' and max(recipe.shift, recipe.cutout) >= recipe.size: raise ConfigError(f'shift = {recipe.shift}, cutout = {recipe.cutout}: use less than the size, {recipe.size} pixels')
     buildable(recipe.architecture, recipe.arguments(10), 'widths and depth' if recipe.loop == 'speedrun' else ', '.join([*(f'model.{k}' for k in recipe.model), 'size']))
     if recipe.loop == 'speedrun' and recipe.hard < 1: buildable(recipe.architecture, dict(recipe.arguments(10), widths=recipe.proxy_widths, depth=2), 'proxy_widths')
     return recipe
@@ -215,7 +216,7 @@ def find_recipe(
 )->Recipe|SpeedRecipe:
     "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range."
     if name.endswith('.toml'):
-        try: recipe = from_toml(Path(os.path.expanduser(name)).read_text())
+        try: recipe = from_toml(Path(os.path.expanduser(name)).read_text(encoding='utf-8'))
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{name} cannot be read: {getattr(e, "strerror", None) or e}') from None
         except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
     elif name in RECIPES: recipe = RECIPES[name]
@@ -291,10 +292,11 @@ def train_by(
     seed_everything(recipe.seed)
     model = built(recipe, len(train.classes), weights).to(device)
     dl = BatchLoader(train, recipe.batch_size, find_policy(recipe.policy).batch, shuffle=True, device=device, drop_last=True, mix=find_mix(recipe.mix, len(train.classes)))
-    opt = optimizer_for(model, recipe.optimizer, recipe.precision == 'bf16')
+    amp = Amp(device, recipe.precision)
+    opt = optimizer_for(model, recipe.optimizer, amp.precision == 'bf16')
     s = recipe.schedule
     sched = schedule_for(opt, s.name, recipe.epochs, -(-len(dl)//recipe.accumulate), s.warmup, s.every, s.factor)
-    history = fit(model, dl, judge, recipe.epochs, opt, nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), device, Amp(device, recipe.precision), sched,
+    history = fit(model, dl, judge, recipe.epochs, opt, nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), device, amp, sched,
                   recipe.clip or None, recipe.accumulate, recipe.average or None, EarlyStopping(recipe.stopping.monitor, recipe.stopping.patience or None), checkpoint, on_epoch=on_epoch)
     return model,history
 

@@ -471,7 +471,7 @@ class BodyLimit:
 CSP = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 PAGE_CSP = CSP + "; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'"
 DOCS_CSP = CSP + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; worker-src blob:"
-HEADERS = {'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Permissions-Policy': 'camera=(self), geolocation=(), microphone=()'}
+HEADERS = {'Cache-Control': 'no-cache', 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Permissions-Policy': 'camera=(self), geolocation=(), microphone=()'}
 POLICIES = {'/': PAGE_CSP, '/docs': DOCS_CSP, '/redoc': DOCS_CSP}
 
 class Records:

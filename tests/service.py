@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 COMMAND = Path(sys.executable).with_name("cifar-nb")
 
@@ -49,15 +50,15 @@ class Service:
         "Files in the two folders that were empty; PyTorch makes an empty folder when it is imported."
         return {str(p.relative_to(self.folder)) for name in ("home", "tmp") for p in (self.folder / name).rglob("*") if not p.name.startswith("torchinductor_")}
 
-    def memory(self): return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def memory(self): return psutil.Process(self.process.pid).memory_info().rss
 
     def workers(self):
         "Process numbers of those that answer; multiprocessing's resource tracker is a child too."
         found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try: parent, state, command = stat.read_text().rpartition(")")[2].split()[1], stat.read_text().rpartition(")")[2].split()[0], (stat.parent / "cmdline").read_bytes()
-            except OSError: continue  # it has ended meanwhile
-            if int(parent) == self.process.pid and state != "Z" and b"spawn_main" in command: found.append(int(stat.parent.name))
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                if any("spawn_main" in word for word in child.cmdline()): found.append(child.pid)
+            except psutil.Error: pass  # it has ended meanwhile
         return sorted(found)
 
     def stop(self, seconds=60):
@@ -70,7 +71,7 @@ def service(folder, *flags, **environment):
     "`cifar-nb serve` in empty folders, at a port of its choice."
     for name in ("home", "tmp"): (folder / name).mkdir(parents=True)
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([COMMAND, "serve", "--port", "0", "--backend", "eager", *flags], cwd=folder / "home", stderr=log, start_new_session=True, env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
+        process = subprocess.Popen([COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags], cwd=folder / "home", stderr=log, start_new_session=True, env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
     it = Service(process, folder)
     try:
         it.url = until(it.address)

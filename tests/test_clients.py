@@ -151,6 +151,7 @@ def test_behind_nginx_with_a_prefix(predictor, picture, tmp_path):
 def test_files_of_the_page_are_revalidated_with_a_prefix_too(predictor):
     with served(create_app(Settings(root_path="/pictures"), predictor)) as url:
         first = httpx.get(f"{url}/static/page.css").raise_for_status()
+        assert first.headers["cache-control"] == "no-cache"
         assert httpx.get(f"{url}/static/page.css", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
 
 

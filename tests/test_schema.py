@@ -1,4 +1,4 @@
-"What /openapi.json says is so: a thousand requests made from it, some as it wants them and some not, and every answer compared with it."
+"What /openapi.json says is so: hundreds of requests made from it, some as it wants them and some not, and every answer compared with it."
 import base64
 import io
 from collections import Counter
@@ -50,9 +50,9 @@ def made(url, mode, key, examples):
     return seen
 
 
-def test_a_thousand_requests_are_answered_as_documented():
+def test_hundreds_of_requests_are_answered_as_documented():
     seen = Counter()
     for key in ("open sesame", None):
         with served(create_app(Settings(api_key=key), Predictor.load("simple"))) as url:
-            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE): seen += made(url, mode, key, 50)
-    assert len(seen) == 11 and sum(seen.values()) >= 1000, seen
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE): seen += made(url, mode, key, 50 if key else 10)
+    assert len(seen) == 11 and sum(seen.values()) >= 550, seen

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ["cifar_nb/weights/cifar10.safetensors", "cifar_nb/static/index.html", "cifar_nb/static/page.js", "cifar_nb/static/page.css", "cifar_nb/cli.py"]
+NEEDED = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "cifar_nb").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 
 @pytest.fixture(scope="module")

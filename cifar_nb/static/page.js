@@ -17,9 +17,9 @@ let key = ""; // kept nowhere else
 let keyWanted = null; // who waits for a key: a promise, and the function that fulfils it
 let stream = null; // of the camera
 
-function complain(text, again = false) {
+function complain(text) {
   at("error").textContent = text;
-  at("again").hidden = !again;
+  at("again").hidden = !cards.some(card => card.waitsFor);
   at("trouble").hidden = false;
   at("status").textContent = "";
 }
@@ -32,7 +32,7 @@ function askForKey(refused) {
     keyWanted.typed = new Promise(resolve => { keyWanted.resolve = resolve; });
     at("key-said").textContent = refused ? "That key was not accepted. Is it typed correctly?" : "This service answers those who have its key.";
     at("key-form").hidden = false;
-    if (refused) at("key").select();
+    if (refused) { at("key").focus(); at("key").select(); }
   }
   return keyWanted.typed;
 }
@@ -59,12 +59,13 @@ function closeKey() {
 async function call(path, options) {
   for (;;) {
     const sent = key;
-    const reply = await fetch(path, { ...options, headers: sent ? { "X-API-Key": sent } : {} }).catch(() => null);
+    const late = AbortSignal.timeout(180_000); // longer than the service waits for a body
+    const reply = await fetch(path, { ...options, signal: options?.signal ? AbortSignal.any([late, options.signal]) : late, headers: sent ? { "X-API-Key": sent } : {} }).catch(() => null);
     if (reply?.status === 401) {
       if (sent === key) await askForKey(sent);
       continue;
     }
-    closeKey();
+    if (!options?.signal?.aborted) closeKey();
     const said = await reply?.json().catch(() => null);
     if (reply?.ok && said) return said;
     return { detail: said?.detail ?? (reply ? `the server sent only the number ${reply.status}` : "the server did not answer, is it still running?"), status: reply?.ok ? 0 : reply?.status ?? 0 };
@@ -80,7 +81,7 @@ function formOf(field, group) {
 async function ask(group) {
   const options = formOf("files", group), said = await call("predict/batch?view=true", options);
   if (options.signal.aborted) return;
-  if (!Array.isArray(said) && !mayPass(said.status) && group.length > 1) { // too much for one request: in two
+  if (!Array.isArray(said) && (said.status === 408 || !mayPass(said.status)) && group.length > 1) { // too much for one request: in two
     const half = group.length >> 1;
     await ask(group.slice(0, half));
     if (!options.signal.aborted) await ask(group.slice(half));
@@ -106,6 +107,7 @@ function inGroups(wanted) {
 
 async function classify(wanted) {
   const { signal } = stop;
+  for (const card of wanted) card.waitsFor = "";
   at("trouble").hidden = true;
   at("status").textContent = `Looking at ${pictures(wanted.length)} …`;
   const readable = await Promise.all(wanted.map(card => card.file.slice(0, 1).arrayBuffer().then(() => true, () => false)));
@@ -118,7 +120,7 @@ async function classify(wanted) {
   const answered = cards.filter(card => card.answer), waiting = cards.filter(card => card.waitsFor);
   at("status").textContent = cards.length > 1 ? `${answered.length} of ${pictures(cards.length)} answered.`
     : answered.length ? `${part(cards[0], "answer").textContent}. Answered in ${cards[0].answer.inference_ms.toFixed(1)} ms in the network.` : "";
-  if (waiting.length) complain(`There is no answer for ${pictures(waiting.length)} yet: ${waiting[0].waitsFor}. Please try again.`, true);
+  if (waiting.length) complain(`There is no answer for ${pictures(waiting.length)} yet: ${waiting[0].waitsFor}. Please try again.`);
 }
 
 // Cards
@@ -197,7 +199,7 @@ function take(files) {
 
 async function openCamera() {
   at("open-camera").disabled = true;
-  at("trouble").hidden = true;
+  if (at("again").hidden) at("trouble").hidden = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     at("camera").hidden = false;
