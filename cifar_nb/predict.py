@@ -183,7 +183,9 @@ def pixels_of(
     size:int, # Height and width of the model's pictures
 )->Tensor: # uint8 (3,size,size)
     "What the model sees of a picture: upright, RGB, the largest centred square, resampled."
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1: image = ImageOps.exif_transpose(image)  # as a phone held it
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1: image = ImageOps.exif_transpose(image)  # as a phone held it
+    except Exception: pass  # damaged EXIF says nothing, and reading it may raise anything
     return fit_image(to_rgb(image), size)
 
 def preprocess(
