@@ -49,7 +49,7 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
     rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
     order = list(RECIPES)
     write("recipes", what="each recipe trained once a row: accuracies as shares, seconds of training; the test set was looked at once a run", runs=sorted(rows, key=lambda r: (order.index(r["recipe"]), r["seed"], r["epochs"])))
-    print(f"{name}: {report}")
+    print(report.table())
 
 
 if __name__ == "__main__": typer.run(main)
