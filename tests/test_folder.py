@@ -82,7 +82,7 @@ def fast(folder, tmp_path, **changes):
 
 def test_the_fast_recipe_learns_a_folder(snow, tmp_path_factory):
     card, report = fast(snow, tmp_path_factory.mktemp("out"), size=40)
-    assert card.classes == ("bright", "dim") and card.input_size == 40 and report.accuracy > .5  # better than guessing
+    assert card.classes == ("bright", "dim") and card.input_size == 40 and report.accuracy > .8
 
 
 @pytest.mark.parametrize("spoil, changes, said", [
@@ -102,7 +102,7 @@ def test_a_bundled_model_learns_other_classes_and_serves_them(snow, tmp_path_fac
     out = tmp_path_factory.mktemp("out") / "snow.safetensors"
     settings = Settings(device="cpu")
     card, report = run_recipe(find_recipe("finetune", data=str(snow), epochs=6, batch_size=8), out, settings)
-    assert card.classes == ("bright", "dim") and report.accuracy > .5  # better than guessing
+    assert card.classes == ("bright", "dim") and report.accuracy > .8
     assert card.recipe["start"] == "cifar10" and card.architecture == "speed_net"
     with served(create_app(settings, Predictor.load(str(out), settings))) as url:
         assert httpx.get(f"{url}/classes").json() == {"classes": ["bright", "dim"]}
