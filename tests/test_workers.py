@@ -51,7 +51,7 @@ def crew(tmp_path_factory, model):
     with service(tmp_path_factory.mktemp("crew"), "--workers", "2", "--log-json", CIFAR_NB_MODEL=str(model), CIFAR_NB_API_KEY=KEY["X-API-Key"]) as it:
         until(lambda: len(it.workers()) == 2)
         it.client = httpx.Client(base_url=it.url, timeout=60, headers={**KEY, "Connection": "close"})  # each request may meet another process
-        until(lambda: started(it) == 2)
+        until(lambda: started(it) == loaded(it) == 2)
         yield it
         it.client.close()
 
@@ -84,7 +84,10 @@ def counted(it, route="/live"): return sum(float(n) for n in re.findall(rf'^cifa
 def started(it): return sum("Application startup complete" in line for line in it.lines())
 
 
-def networks(it, asked=30): return {it.client.get("/model").json()["architecture"] for _ in range(asked)}
+def loaded(it): return sum("model mine loaded" in line for line in it.lines())
+
+
+def networks(it, asked=60): return {it.client.get("/model").json()["architecture"] for _ in range(asked)}
 
 
 def test_counters_add_up(crew):
@@ -101,13 +104,16 @@ def test_both_answer(crew):
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(crew, which):
-    old, done, before = crew.workers(), counted(crew), started(crew)
+    old, done, before, models = crew.workers(), counted(crew), started(crew), loaded(crew)
+
+    def replaced():
+        new = crew.workers()
+        return len(new) == 2 and old[which] not in new and new
     with load(crew) as seen:
         os.kill(old[which], signal.SIGKILL)
-        until(lambda: len(crew.workers()) == 2 and old[which] not in crew.workers())
-        new = crew.workers()
+        new = until(replaced)
         crew.process.send_signal(signal.SIGHUP)  # reaches a process that is still importing
-        until(lambda: started(crew) == before + 1)
+        until(lambda: started(crew) == before + 1 and loaded(crew) == models + 3)  # at its start, and both for the signal
     broken = [s for s in seen if s != 200]
     assert set(broken) <= {"ReadError", "RemoteProtocolError", "WriteError"} and len(broken) <= 3, broken  # those that it was answering
     assert crew.workers() == new and old[1 - which] in new and counted(crew) >= done
@@ -116,15 +122,15 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(crew, which):
 @pytest.mark.parametrize("how", ["request", "signal"])
 def test_another_model_without_a_failed_request(crew, model, how):
     name = "cifar10" if model.read_bytes() == (WEIGHTS / "simple.safetensors").read_bytes() else "simple"
-    before = networks(crew)
+    before, models = networks(crew), loaded(crew)
     assert len(before) == 1
     with load(crew) as seen:
         put(model, (WEIGHTS / f"{name}.safetensors").read_bytes())
         if how == "signal": crew.process.send_signal(signal.SIGHUP)
         else: assert crew.client.post("/model/reload").raise_for_status().json()["architecture"] not in before
-        until(lambda: not networks(crew) & before, 60)
+        until(lambda: loaded(crew) == models + (2 if how == "signal" else 3))  # who was asked reads it once more, with the other
     assert set(seen) == {200}
-    after = networks(crew, 60)
+    after = networks(crew)
     assert len(after) == 1 and not after & before
     assert crew.client.get("/health").json()["model"] == "mine"
 
