@@ -25,6 +25,7 @@ SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs", "r
 
 
 def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, epochs: int | None = None, start: str | None = None, device: str = "auto", precision: str = "auto",
+         half: Annotated[bool, typer.Option(help="Save 16-bit weights, and test those")] = False,
          note: Annotated[str, typer.Option(help="What else there is to know, such as other work on the machine")] = "",
          out: Annotated[Path, typer.Option(help="A folder for the model file, and for the checkpoint from which a killed run goes on")] = RESULTS.parent / "models"):
     "Train a recipe, test once, note everything."
@@ -39,11 +40,11 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
     def seen(history):
         seconds[:] = history.column("seconds")
         print(f"epoch {len(history)}/{recipe.epochs}: {history.rows[-1]}", flush=True)
-    card, report = run_recipe(recipe, file, settings, on_epoch=seen)
+    card, report = run_recipe(recipe, file, settings, half=half, on_epoch=seen)
     model = load_model(str(file), settings)[0]
     row = dict(recipe=name, start=card.recipe.get("start", ""), seed=seed, parameters=sum(p.numel() for p in model.parameters()), multiply_adds=multiply_adds(model, card.input_size), epochs=card.epochs, epochs_planned=recipe.epochs, epochs_of_the_recipe=RECIPES[name].epochs,
                seconds=sum(seconds), seconds_with_data_and_tests=before + time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
-               test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(best_device(device)), choices=card.recipe)
+               test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), half=half, device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(best_device(device)), choices=card.recipe)
     rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     same = ("recipe", "start", "seed", "epochs", "device")
     rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
