@@ -209,7 +209,7 @@ class SpeedRecipe:
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
-    head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width
+    head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width, and larger still for many classes, each of which is seldom right
     sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise
     sgd_momentum:Share=.85  # Of whatever SGD moves: longer than Muon's, since these gradients are noisy and not evened out
     decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
