@@ -101,7 +101,7 @@ class EnhancedCNN(nn.Module):
     def __init__(self,
         n_classes:int=10, # Scores to give
         size:int=32, # Height and width of the pictures: a multiple of 2 for each block
-        widths:tuple[int, ...]=(32, 64, 128), # Channels after each block
+        widths:tuple[int, ...]=(64, 128, 256), # Channels after each block
         hidden:int=512, # Outputs of the first linear layer
         dropout:float=.6, # Share of them that a training step does without
     ):

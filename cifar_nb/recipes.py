@@ -197,7 +197,7 @@ RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'simple': Recipe(held_out=.2),
     'simple_tuned': SpeedRecipe(held_out=.2, widths=(16, 56, 96), epochs=18, zoom=((.8125, .5),), smoothing=.2),
     'enhanced': Recipe(architecture='enhanced_cnn', policy='enhanced', epochs=61, optimizer=OptimizerConfig(weight_decay=1e-4), schedule=ScheduleConfig('step'), stopping=StoppingConfig('loss', 10)),
-    'enhanced_tuned': SpeedRecipe(widths=(16, 56, 112), epochs=61, zoom=(), smoothing=.2),
+    'enhanced_tuned': SpeedRecipe(widths=(32, 112, 256), epochs=20),
     'resnet50': Recipe(architecture='resnet50', model=dict(stem='imagenet'), start='imagenet', normalize='half', epochs=28, optimizer=OptimizerConfig('adamw', weight_decay=1e-2), stopping=StoppingConfig(patience=10)),
     'se_resnet': Recipe(data='cifar100', architecture='se_resnet', model=dict(width=2), epochs=100, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('cosine')),
     'se_resnet_tuned': Recipe(data='cifar100', architecture='se_resnet', model=dict(width=2), epochs=100, batch_size=128, policy='trivial_augment', mix='cutmix', smoothing=.1, average=.999,
