@@ -595,9 +595,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app)->AsyncIterator[None]:
-        hear_signals(engine)
         engine.open()
         if 'CIFAR_NB_SUPERVISOR' in os.environ: await asyncio.to_thread(engine.tried.wait)  # one of several takes no request that another could answer already
+        hear_signals(engine)
         yield
         await asyncio.to_thread(engine.close)
 

@@ -87,7 +87,7 @@ def host():
 
 
 def get(host, tmp_path, *how):
-    return download([f"{host[1]}/{h}/file" for h in how], tmp_path / "file", MD5, len(CONTENT), stall=.4 if {"stall", "trickle"} & set(how) else 10)
+    return download([f"{host[1]}/{h}/file" for h in how], tmp_path / "file", MD5, len(CONTENT), stall=.4 if "stall" in how else 1.5 if "trickle" in how else 10)
 
 
 @pytest.mark.parametrize("how", [["good"], ["norange"], ["once"], ["slow"], ["missing", "good"], ["broken", "good"], ["stall", "good"], ["trickle", "good"], ["drop", "good"],

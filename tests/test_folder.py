@@ -76,7 +76,7 @@ def snow(tmp_path):
 
 
 def fast(folder, tmp_path, **changes):
-    recipe = find_recipe("speed94", **{"data": str(folder), "epochs": 2, "batch_size": 8, "widths": (8, 8, 8), **changes})
+    recipe = find_recipe("speed94", **{"data": str(folder), "epochs": 2, "batch_size": 8, "widths": (8, 8, 8), "precision": "float32", **changes})
     return run_recipe(recipe, tmp_path / "out" / "m.safetensors", Settings(device="cpu"))
 
 
@@ -101,7 +101,7 @@ def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, spoil, changes,
 def test_a_bundled_model_learns_other_classes_and_serves_them(snow, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "snow.safetensors"
     settings = Settings(device="cpu")
-    card, report = run_recipe(find_recipe("finetune", data=str(snow), epochs=6, batch_size=8), out, settings)
+    card, report = run_recipe(find_recipe("finetune", data=str(snow), epochs=6, batch_size=8, precision="float32"), out, settings)
     assert card.classes == ("bright", "dim") and report.accuracy > .8
     assert card.recipe["start"] == "cifar10" and card.architecture == "speed_net"
     with served(create_app(settings, Predictor.load(str(out), settings))) as url:

@@ -299,7 +299,7 @@ def test_a_body_of_200_megabytes(server, path, chunked):
 def half_a_request(server, rest=100_000, chunked=False, path="/predict"):
     "An open connection over which the head and half of a body have come."
     host, port = re.fullmatch(r"http://(.+):(\d+)", server.url).groups()
-    sock = socket.create_connection((host, int(port)), timeout=15)
+    sock = socket.create_connection((host, int(port)), timeout=30)
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {rest + 100_000}"
     start = START + PNG + bytes(50_000)
     sock.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n{length}\r\n\r\n".encode())
@@ -321,11 +321,11 @@ def test_slow_clients_hinder_nobody_and_stalled_ones_are_told(server, client):
     while any(ear.is_alive() for ear in ears):
         for sock in slow: sock.sendall(b"\0")
         start = time.monotonic()
-        assert post(client, PNG).status_code == 200 and time.monotonic() - start < 3
+        assert post(client, PNG).status_code == 200 and time.monotonic() - start < STALL - 1
         time.sleep(1)
     assert said.keys() == stalled.keys()  # nobody was left without a word
     assert all(" 408 " in text and f"{STALL} seconds without a part" in text for text in said.values()), said
-    assert all(STALL - 1 < seconds < 15 for seconds in took.values()), took
+    assert all(STALL - 1 < seconds < 30 for seconds in took.values()), took
     for sock in [*slow, *stalled.values()]: sock.close()
 
 
@@ -444,7 +444,7 @@ def test_the_command_serves_and_stops(tmp_path):
     with service(tmp_path, CIFAR_NB_MODEL="simple") as it:
         assert httpx.get(f"{it.url}/health").json()["model"] == "simple"
         assert post(httpx.Client(base_url=it.url), PNG).status_code == 200
-        assert it.stop(15) == 0
+        assert it.stop() == 0
         assert it.left_behind() == set()
 
 

@@ -138,28 +138,29 @@ def test_another_model_without_a_failed_request(crew, model, how):
 @pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: data[:-1000] + bytes(1000), lambda data: b"", lambda data: b"no model at all"], ids=["cut", "changed", "empty", "text"])
 def test_a_damaged_file_leaves_the_old_model_serving(crew, model, damage):
     before, good, workers = networks(crew), model.read_bytes(), crew.workers()
-    with load(crew) as seen:
-        put(model, damage(good))
-        reply = crew.client.post("/model/reload")
-        assert reply.status_code == 409 and "mine.safetensors cannot be used as a model: " in reply.json()["detail"], reply.text
-        lines = len(crew.lines())
-        crew.process.send_signal(signal.SIGHUP)
-        until(lambda: sum("was not reloaded" in line for line in crew.lines()[lines:]) == 2, 30)
-    put(model, good)
+    try:
+        with load(crew) as seen:
+            put(model, damage(good))
+            reply = crew.client.post("/model/reload")
+            assert reply.status_code == 409 and "mine.safetensors cannot be used as a model: " in reply.json()["detail"], reply.text
+            lines = len(crew.lines())
+            crew.process.send_signal(signal.SIGHUP)
+            until(lambda: sum("was not reloaded" in line for line in crew.lines()[lines:]) == 2, 30)
+    finally: put(model, good)
     assert set(seen) == {200} and networks(crew) == before and crew.workers() == workers
 
 
 def test_a_missing_file_too(crew, model):
     before, aside = networks(crew), model.with_suffix(".aside")
     model.rename(aside)
-    assert crew.client.post("/model/reload").status_code == 409
-    aside.rename(model)
+    try: assert crew.client.post("/model/reload").status_code == 409
+    finally: aside.rename(model)
     assert networks(crew) == before and crew.client.post("/model/reload").status_code == 200
 
 
 def test_only_the_key_reloads(crew):
     for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}): assert httpx.post(f"{crew.url}/model/reload", headers=headers).status_code == 401
-    assert httpx.post(f"{crew.url}/model/reload", headers={"Authorization": f"Bearer {KEY['X-API-Key']}"}).status_code == 200
+    assert httpx.post(f"{crew.url}/model/reload", headers={"Authorization": f"Bearer {KEY['X-API-Key']}"}, timeout=60).status_code == 200
 
 
 def test_one_line_a_request_and_nothing_of_the_picture(crew):
@@ -179,19 +180,27 @@ def test_one_line_a_request_and_nothing_of_the_picture(crew):
 
 
 class HalfSent:
-    "A picture of which one half has been sent."
-    def __init__(self, url):
+    "A picture of which one half has been sent, to a server that has let it in."
+    def __init__(self, url, picture=PNG):
         host, port = url.removeprefix("http://").split(":")
-        request = httpx.Request("POST", url, files={"file": PNG})
+        request = httpx.Request("POST", url, files={"file": picture})
         kind, body = request.headers["content-type"], request.read()
         self.socket, self.rest = socket.create_connection((host, int(port)), timeout=60), body[len(body) // 2:]
-        self.socket.sendall(f"POST /predict HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {KEY['X-API-Key']}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:len(body) // 2])
+        self.answer = self.socket.makefile("rb")
+        self.socket.sendall(f"POST /predict HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {KEY['X-API-Key']}\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        assert b" 100 " in self.answer.readline() and self.answer.readline() == b"\r\n"  # sent when the body is first asked for
+        self.socket.sendall(body[:len(body) // 2])
+
+    def drip(self):
+        "Send one more byte, so that the body does not stall."
+        self.socket.sendall(self.rest[:1])
+        self.rest = self.rest[1:]
 
     def finish(self):
-        "Send the other half. The status of the answer."
+        "Send what is left. The status of the answer."
         with self.socket:
             self.socket.sendall(self.rest)
-            return int(self.socket.makefile("rb").readline().split()[1])
+            return int(self.answer.readline().split()[1])
 
 
 def refused(url):
@@ -204,15 +213,16 @@ def refused(url):
 
 def stopped_while_busy(it, pictures=12):
     "Statuses of requests that had begun when the server was told to stop, and its exit code. Meanwhile it takes no new ones."
-    large, upload = png((3000, 3000)), HalfSent(it.url)
+    large = png((2000, 2000))
+    upload, *others = HalfSent(it.url), *(HalfSent(it.url, large) for _ in range(pictures))
     with ThreadPoolExecutor(pictures) as crowd:
-        replies = [crowd.submit(httpx.post, f"{it.url}/predict", files={"file": large}, headers=KEY, timeout=60) for _ in range(pictures)]
-        until(lambda: any(reply.done() for reply in replies))  # all have come, some of them wait for the model
+        replies = [crowd.submit(other.finish) for other in others]
+        until(lambda: upload.drip() or any(reply.done() for reply in replies))  # some of the others wait for the model
         it.process.send_signal(signal.SIGTERM)
-        until(lambda: refused(it.url), 20)
+        until(lambda: upload.drip() or refused(it.url), 20)
         assert it.process.poll() is None
         late = upload.finish()
-        return [late, *(reply.result().status_code for reply in replies)], it.process.wait(60)
+        return [late, *(reply.result() for reply in replies)], it.process.wait(60)
 
 
 def test_told_to_stop_they_finish_what_has_begun(crew):
@@ -226,13 +236,13 @@ def test_told_to_stop_they_finish_what_has_begun(crew):
 def test_a_single_process_finishes_too_and_reloads_nothing_without_a_key(tmp_path, model):
     put(model, (WEIGHTS / "cifar10.safetensors").read_bytes())
     with service(tmp_path, "--backend", "auto", CIFAR_NB_MODEL=str(model)) as it:
-        reply = httpx.post(f"{it.url}/model/reload", headers=KEY)
+        reply = httpx.post(f"{it.url}/model/reload", headers=KEY, timeout=60)
         assert reply.status_code == 403 and "CIFAR_NB_API_KEY" in reply.json()["detail"]
-        before = httpx.get(f"{it.url}/model").json()["architecture"]
+        before = httpx.get(f"{it.url}/model", timeout=60).json()["architecture"]
         put(model, (WEIGHTS / "simple.safetensors").read_bytes())
         it.process.send_signal(signal.SIGHUP)  # while the back ends race: the new model waits for the end of that
-        until(lambda: httpx.get(f"{it.url}/model").json()["architecture"] != before)
-        raced = [line for line in it.lines() if "computing with" in line]
+        until(lambda: httpx.get(f"{it.url}/model", timeout=60).json()["architecture"] != before, 300)
+        raced = until(lambda: [line for line in it.lines() if "computing with" in line])
         assert len(raced) == 1 and httpx.get(f"{it.url}/health").json()["backend"] == raced[0].split()[-1]
         statuses, code = stopped_while_busy(it)
         assert (statuses, code) == ([200] * 13, 0)
