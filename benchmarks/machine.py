@@ -13,9 +13,11 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 def processor():
-    "The processor's name, as the system gives it."
-    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): return sys.platform
+    "The processor's name as the system gives it, and where rented machines leave the generation out, the numbers that tell it."
+    try: told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in open("/proc/cpuinfo"))}
+    except OSError: told = {}
+    name = told.get("model name", sys.platform)
+    return (name, f"family {told['cpu family']}, model {told['model']}") if "cpu family" in told else (name, "")
 
 
 def arithmetic():
@@ -27,7 +29,8 @@ def arithmetic():
 def conditions(device="cpu"):
     "What a result depends on beside itself."
     gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
-    return dict(machine=f"{processor()} ({arithmetic()}), {torch.get_num_threads()} threads{gpu}", revision=REVISION, versions=library_versions())
+    name, generation = processor()
+    return dict(machine=f"{name} ({'; '.join(filter(None, (generation, arithmetic())))}), {torch.get_num_threads()} threads{gpu}", revision=REVISION, versions=library_versions())
 
 
 def write(name, **result):
