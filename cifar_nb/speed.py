@@ -100,12 +100,13 @@ def muon_for(
     n:int, # Pictures that a step's loss is the mean of
 )->Muon:
     "Muon for all filters that learn, the first layer's too where it is not whitened; Nesterov SGD for head and biases."
+    head_lr = recipe.head_lr*max(1, model.head.out_features/10)
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     filters = [m.weight for m in convs if m.weight.requires_grad]
     biases = [m.bias for m in [*convs, *(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))] if m.bias is not None and m.bias.requires_grad]
     sgd = lambda params, lr: dict(params=params, lr=lr*n, momentum=recipe.sgd_momentum, weight_decay=recipe.decay/lr)
     muon = dict(params=filters, lr=recipe.lr, momentum=recipe.momentum, orthogonal=True, bf16=recipe.precision == 'bf16')
-    return Muon([muon if recipe.orthogonal else sgd(filters, recipe.sgd_lr), sgd(biases, recipe.bias_lr), sgd([model.head.weight], recipe.head_lr)])
+    return Muon([muon if recipe.orthogonal else sgd(filters, recipe.sgd_lr), sgd(biases, recipe.bias_lr), sgd([model.head.weight], head_lr)])
 
 # %% ../nbs/06_speed.ipynb #4ecc9077
 def mirrored(
@@ -209,7 +210,7 @@ class SpeedRecipe:
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, for each picture in a batch: the loss is a mean, so it is multiplied by their number
-    head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width, and larger still for many classes, each of which is seldom right
+    head_lr:Rate=.67  # Of the head, likewise; large, since its scores are divided by its width. For up to ten classes; it grows with their number
     sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise
     sgd_momentum:Share=.85  # Of whatever SGD moves: longer than Muon's, since these gradients are noisy and not evened out
     decay:Share=2e-6  # What SGD pulls towards 0, for each picture in a batch
