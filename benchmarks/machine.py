@@ -14,7 +14,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 def processor():
     "The processor's name as the system gives it, and where rented machines leave the generation out, the numbers that tell it."
-    try: told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in open("/proc/cpuinfo"))}
+    try: told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines())}
     except OSError: told = {}
     name = told.get("model name", sys.platform)
     return (name, f"family {told['cpu family']}, model {told['model']}") if "cpu family" in told else (name, "")
