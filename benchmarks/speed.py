@@ -57,7 +57,7 @@ def flops_of(recipe, images, device):
     steps = len(images) // recipe.batch_size
     for size in {size_in(recipe, e) for e in range(recipe.epochs)}:
         epochs = [e for e in range(recipe.epochs) if size_in(recipe, e) == size]
-        model = prepared(few, recipe).to(device)
+        model = prepared(few, recipe, device)
         opt = muon_for(model, recipe, recipe.batch_size)
         batch = next(iter(epoch_loader(resized(few, size), recipe, epochs[0], device)))
         if recipe.hard < 1: batch = [part[:math.ceil(recipe.hard * len(part))] for part in batch]  # the proxy's own work is left out
