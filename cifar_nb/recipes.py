@@ -198,16 +198,15 @@ RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'simple_tuned': SpeedRecipe(held_out=.2, widths=(16, 56, 96), epochs=18, zoom=((.8125, .5),), smoothing=.2),
     'enhanced': Recipe(architecture='enhanced_cnn', policy='enhanced', epochs=61, optimizer=OptimizerConfig(weight_decay=1e-4), schedule=ScheduleConfig('step'), stopping=StoppingConfig('loss', 10)),
     'enhanced_tuned': SpeedRecipe(widths=(32, 112, 256), epochs=20),
-    'resnet50': Recipe(architecture='resnet50', model=dict(stem='imagenet'), start='imagenet', normalize='half', epochs=28, optimizer=OptimizerConfig('adamw', weight_decay=1e-2), stopping=StoppingConfig(patience=10)),
+    'resnet50': Recipe(architecture='resnet50', model=dict(stem='imagenet', upsample=96), start='imagenet', normalize='half', epochs=28, batch_size=128, optimizer=OptimizerConfig('adamw', weight_decay=1e-2), stopping=StoppingConfig(patience=10)),
     'se_resnet': Recipe(data='cifar100', architecture='se_resnet', model=dict(width=2), epochs=100, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('cosine')),
-    'se_resnet_tuned': Recipe(data='cifar100', architecture='se_resnet', model=dict(width=2), epochs=100, batch_size=128, policy='trivial_augment', mix='cutmix', smoothing=.1, average=.999,
-                              optimizer=OptimizerConfig('muon', lr=.05, other_lr=.02, weight_decay=5e-4), schedule=ScheduleConfig('linear', warmup=.05)),
+    'se_resnet_tuned': SpeedRecipe(data='cifar100', widths=(48, 192, 384), epochs=30, head_lr=1.5, smoothing=.3),
     'resnet18': Recipe(architecture='resnet18', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'resnet34': Recipe(architecture='resnet34', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'finetune': Recipe(architecture='speed_net', start='cifar10', held_out=.2, epochs=20, batch_size=32, smoothing=.1, schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'speed94': SpeedRecipe(),
     'speed96': SpeedRecipe(widths=(128, 384, 512), depth=3, epochs=40, smoothing=.2, shift=4, cutout=12, hard=.5),
-    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(64, 256, 384), epochs=25, head_lr=1.5, smoothing=.3),
+    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(96, 384, 512), epochs=16, head_lr=1.5, smoothing=.3),
 }
 
 def find_recipe(
