@@ -96,7 +96,7 @@ class Muon(Optimizer):
     "Groups with `orthogonal=True` take orthogonalised momentum steps at fixed length (Jordan et al., 2024), the others SGD steps; Nesterov momentum for both."
     def __init__(self,
         groups:Iterable[dict], # Each with `params`, `lr`, `momentum`, and where wanted `weight_decay`, `orthogonal`, and `bf16` for `orthogonalize`
-        compiled:bool=False, # Through torch.compile: some ten kernels a step, where a GPU would wait for the launches of hundreds
+        compiled:bool=False, # Through torch.compile: fewer and larger kernels, for a GPU that waits for their launches
     ):
         super().__init__(groups, dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False, bf16=False))
         self.steps = torch.compile(muon_steps, dynamic=False) if compiled else muon_steps
@@ -240,7 +240,7 @@ class SpeedRecipe:
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: bf16 where a timing finds it clearly faster, else float32
-    compiled:bool=False  # Through torch.compile
+    compiled:bool=False  # Network and optimiser through torch.compile: slower on two cores, and not yet measured on a GPU
     seed:Seed=0  # Of all random numbers
     whiten:bool=True  # First layer from the statistics of patches, or learned
     identity:bool=True  # Filters begin as the identity, or at random
