@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py run speed94                            five runs; goes on with results/speed94.json if it is of the same revision
     python benchmarks/speed.py run speed94 --runs 20 --device cuda    the same on a GPU, into results/speed94_cuda.json
-    python benchmarks/speed.py beside airbench94_muon.py              a published script and ours on the same GPU, into results/beside_speed94.json
+    python benchmarks/speed.py beside airbench94_muon.py              a published script and ours on the same GPU, into results/beside_speed94.json; with --compiled into beside_speed94_compiled.json
     python benchmarks/speed.py layers                                 where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                                  torchvision's ResNet-18 in a plain loop, and the loaders, beside ours
 
@@ -58,7 +58,7 @@ def flops_of(recipe, images, device):
     for size in {size_in(recipe, e) for e in range(recipe.epochs)}:
         epochs = [e for e in range(recipe.epochs) if size_in(recipe, e) == size]
         model = prepared(few, recipe, device)
-        opt = muon_for(model, recipe, recipe.batch_size)
+        opt = muon_for(model, replace(recipe, compiled=False), recipe.batch_size)
         batch = next(iter(epoch_loader(resized(few, size), recipe, epochs[0], device)))
         if recipe.hard < 1: batch = [part[:math.ceil(recipe.hard * len(part))] for part in batch]  # the proxy's own work is left out
         with FlopCounterMode(display=False) as counter: train_epoch(model, [batch], opt, device=device)
@@ -234,7 +234,7 @@ def beside(script: Annotated[Path, typer.Argument(help="airbench94_muon.py, or a
     sides = {side: {k: summary([run[k] for run in done]) for k in ("accuracy_tta", "seconds_from_device")} for side, done in ((script.stem, theirs), (name, ours))}
     ratio = sides[name]["seconds_from_device"]["mean"] / sides[script.stem]["seconds_from_device"]["mean"]
     half = ratio * math.hypot(*(found["seconds_from_device"]["ci95"] / found["seconds_from_device"]["mean"] for found in sides.values())) if runs > 1 else None
-    write(f"beside_{name}", what="a published script and a recipe of ours on the same machine; the script counts whitening, training and test only, ours also what comes before the first step", ratio_ci95=half, device=device, runs=runs, ratio=ratio, **sides, recipe=asdict(recipe), every_run={script.stem: theirs, name: ours})
+    write(f"beside_{name}" + ("_compiled" if compiled else ""), what="a published script and a recipe of ours on the same machine; the script counts whitening, training and test only, ours also what comes before the first step", ratio_ci95=half, device=device, runs={script.stem: len(theirs), name: len(ours)}, ratio=ratio, **sides, recipe=asdict(recipe), every_run={script.stem: theirs, name: ours})
     for side, found in sides.items(): print(f"{side}: {found['accuracy_tta']['mean']:.2%}, {found['seconds_from_device']['mean']:.2f} s")
 
 

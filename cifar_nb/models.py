@@ -247,7 +247,7 @@ class SpeedNet(nn.Module):
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))
-        return self.head(x.flatten(2).max(2).values)/self.head.in_features  # not amax, whose gradient torch.compile gets wrong with 16 bits (pytorch issue 186799)
+        return self.head(x.flatten(2).max(2).values)/self.head.in_features  # not amax: compiled for a GPU with 16 bits, its gradient can be wrong (pytorch issue 195214)
 
 # %% ../nbs/02_models.ipynb #2096211d
 ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {

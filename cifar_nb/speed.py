@@ -37,7 +37,7 @@ def whiten_(
     n = min(len(images), max(100, 5_000_000//images.pixels[0,0].numel()))
     x = normalize(images.pixels[torch.linspace(0, len(images)-1, n).long()].to(device), images.mean, images.std)
     patches = x.unfold(2, h, 1).unfold(3, w, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3*h*w)
-    values,vectors = torch.linalg.eigh(patches.T @ patches/len(patches))
+    values,vectors = (part.to(device) for part in torch.linalg.eigh((patches.T @ patches/len(patches)).cpu()))  # tiny, and not every device can
     if (n := int((values < 1e-6*values[-1]).sum())): raise DatasetError(f'{n} of {len(values)} directions of colour and contrast never vary: are the pictures grey, or of one colour each? The recipe `simple` trains on such pictures')
     filters = (vectors/(values+eps).sqrt()).T.flip(0).view(-1, 3, h, w)  # largest eigenvalue first
     layer.weight.copy_(torch.cat([filters, -filters]))
@@ -94,12 +94,14 @@ def muon_steps(
 
 class Muon(Optimizer):
     "Groups with `orthogonal=True` take orthogonalised momentum steps at fixed length (Jordan et al., 2024), the others SGD steps; Nesterov momentum for both."
+    steps = staticmethod(muon_steps)  # of the class, since copies of an optimiser keep only groups and state
+
     def __init__(self,
         groups:Iterable[dict], # Each with `params`, `lr`, `momentum`, and where wanted `weight_decay`, `orthogonal`, and `bf16` for `orthogonalize`
         compiled:bool=False, # Through torch.compile: fewer and larger kernels, for a GPU that waits for their launches
     ):
         super().__init__(groups, dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False, bf16=False))
-        self.steps = torch.compile(muon_steps, dynamic=False) if compiled else muon_steps
+        if compiled: self.steps = torch.compile(muon_steps, dynamic=False)
 
     @torch.no_grad()
     def step(self):
@@ -240,7 +242,7 @@ class SpeedRecipe:
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: bf16 where a timing finds it clearly faster, else float32
-    compiled:bool=False  # Network and optimiser through torch.compile: slower on two cores, and not yet measured on a GPU
+    compiled:bool=False  # Network and optimiser through torch.compile: the network alone was slower on two cores; on a GPU it failed, and has not been run since
     seed:Seed=0  # Of all random numbers
     whiten:bool=True  # First layer from the statistics of patches, or learned
     identity:bool=True  # Filters begin as the identity, or at random
