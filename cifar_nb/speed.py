@@ -74,15 +74,15 @@ def orthogonalize(
 @torch.no_grad()
 def muon_steps(
     params:list[Tensor], # Changed in place
-    grads:list[Tensor],
-    memories:list[Tensor], # Their momentum, changed in place
-    lr:float|Tensor,
-    momentum:float,
-    weight_decay:float,
+    grads:list[Tensor], # Of the same shapes
+    memories:list[Tensor], # Of the same shapes: what earlier gradients left, changed in place
+    lr:float|Tensor, # A tensor () where this is compiled
+    momentum:float, # What stays of the memories
+    weight_decay:float, # Share of each weight that is added to its gradient
     orthogonal:bool, # Orthogonalised steps at fixed length, or SGD's
     bf16:bool, # For `orthogonalize`
 )->None:
-    "One step of one group."
+    "One step of `Muon` for one group: its arithmetic alone, which can be compiled."
     for p,grad,memory in zip(params, grads, memories):
         if weight_decay: grad = grad.add(p, alpha=weight_decay)
         memory.mul_(momentum).add_(grad)
@@ -284,7 +284,7 @@ def epoch_loader(
 def prepared(
     images:Images, # What it will be trained on
     recipe:SpeedRecipe,
-    device:str='cpu', # Where the network, and the arithmetic, will be
+    device:str='cpu', # Where the network will be
     **arguments, # Other than the recipe's, for a proxy
 )->SpeedNet:
     "A network that begins as the recipe says."
