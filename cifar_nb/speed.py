@@ -274,10 +274,10 @@ def epoch_loader(
     "The batches of one epoch."
     scale = images.pixels.shape[2]/recipe.size
     def augment(x):
+        if recipe.by_turns and epoch % 2: x = x.flip(3)
         x = shift(x, round(recipe.shift*scale))
         if not recipe.by_turns: x = augment_flip(x)
         return cutout(x, round(recipe.cutout*scale)) if recipe.cutout else x
-    if recipe.by_turns and epoch % 2: images = replace(images, pixels=images.pixels.flip(3))
     return BatchLoader(images, recipe.batch_size, augment, shuffle=True, device=device, drop_last=True)
 
 # %% ../nbs/06_speed.ipynb #9ad02e6a
@@ -303,7 +303,6 @@ def speedrun(
 )->tuple[SpeedNet, History]: # A row an epoch: `epoch`, `size`, `train_loss`, `seconds`
     "Train a `SpeedNet`. Raises `ConfigError` or `DatasetError` for what cannot be trained, `TrainingDiverged` when the loss is no number."
     if recipe.epochs < 1: raise ConfigError(f'{recipe.epochs} epochs train nothing: use 1 or more')
-    if device == 'cpu': keep_memory()
     seed_everything(recipe.seed)
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     if recipe.by_turns: images = mirrored(images, torch.rand(len(images)) < .5)
@@ -322,6 +321,7 @@ def speedrun(
         parts.update(proxy=proxy, proxy_opt=proxy_opt, proxy_sched=proxy_sched, proxy_scaler=proxy_amp.scaler)
     if checkpoint: checkpoint.load(**parts)
     scaled = images
+    if device == 'cpu': keep_memory()  # only now, so that what the preparation took goes back
     for epoch in range(len(history), recipe.epochs):
         start,size = time.perf_counter(),size_in(recipe, epoch)
         if scaled.pixels.shape[2] != size: scaled = resized(images, size)
