@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Count', 'Whole', 'Share', 'Part', 'Rate', 'Size', 'Seed', 'CifarNbError', 'ConfigError', 'DatasetUnavailable',
-           'DatasetError', 'ModelError', 'ImageError', 'TrainingDiverged', 'Settings', 'best_device', 'device_note',
-           'seed_everything', 'random_state', 'set_random_state', 'atomic_path', 'progress', 'Table', 'source_revision']
+           'DatasetError', 'ModelError', 'ImageError', 'TrainingDiverged', 'Settings', 'nearest', 'best_device',
+           'device_note', 'seed_everything', 'random_state', 'set_random_state', 'atomic_path', 'progress', 'Table',
+           'source_revision']
 
 # %% ../nbs/00_core.ipynb #0ba0523e
+import difflib
 import os
 import random
 import re
@@ -125,13 +127,23 @@ class Settings(BaseSettings):
         return {f'CIFAR_NB_{name.upper()}': said(value) for name,value in values.items() if value is not None}
 
 # %% ../nbs/00_core.ipynb #39e78dec
-Count = Annotated[int, Field(ge=1, le=100_000)]
-Whole = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(ge=0, lt=1)]  # A share that leaves something
-Rate = Annotated[float, Field(gt=0, le=100)]
-Size = Annotated[int, Field(ge=8, le=1024)]  # Height and width in pixels
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Part = Annotated[float, Field(ge=0, lt=1, strict=True)]  # A share that leaves something
+Rate = Annotated[float, Field(gt=0, le=100, strict=True)]
+Size = Annotated[int, Field(ge=8, le=1024, strict=True)]  # Height and width in pixels
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+
+def nearest(
+    key:str, # What somebody wrote
+    known:list[str], # What one may write
+)->str: # Part of a sentence
+    "A suggestion for a misspelt word, or for a key that several sections have."
+    last = lambda k: k.split('.')[-1].lower()
+    ends = difflib.get_close_matches(last(key), [last(k) for k in known], 1)
+    found = difflib.get_close_matches(key, known, 1) or [k for k in known if last(k) in ends]
+    return f'did you mean {" or ".join(map(repr, found))}?' if found else f'use one of {", ".join(known)}'
 
 # %% ../nbs/00_core.ipynb #713e2e28
 def best_device(

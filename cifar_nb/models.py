@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'MOST', 'conv_block', 'side_after', 'SimpleCNN',
            'count_parameters', 'layer_table', 'multiply_adds', 'conv_norm', 'EnhancedCNN', 'SqueezeExcitation',
-           'SEBlock', 'SEResNet', 'UpsampledConv2d', 'resnet', 'conv_bn', 'SpeedBlock', 'SpeedNet', 'bounded',
+           'SEBlock', 'SEResNet', 'UpsampledConv2d', 'resnet', 'conv_bn', 'SpeedBlock', 'SpeedNet', 'checked',
            'create_model', 'transfer_', 'imagenet_weights']
 
 # %% ../nbs/02_models.ipynb #037e8374
-import difflib
 import inspect
+import json
+import reprlib
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from .core import ConfigError, ModelError, Table
+from .core import ConfigError, ModelError, Table, nearest
 
 # %% ../nbs/02_models.ipynb #e9d1ae85
 def conv_block(
@@ -256,17 +259,22 @@ ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {
 
 MOST = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192)  # Of the numbers that make a network large
 
-def bounded(
-    arguments:dict, # For a model
+def checked(
+    build:Callable[..., nn.Module], # A value of `ARCHITECTURES`
+    arguments:dict, # For it
 )->dict: # The same
-    "No number of them is absurd. Raises `ConfigError` that names the argument which is below 1 or beyond `MOST`."
+    "Each argument is of the kind that is written beside it, and no number is absurd. Raises `ConfigError` that names the argument, also one below 1 or beyond `MOST`."
+    hints = get_type_hints(build.__init__ if inspect.isclass(build) else build.func)
+    for key,value in arguments.items():
+        try: TypeAdapter(hints[key], config=dict(strict=True, allow_inf_nan=False)).validate_json(json.dumps(value))
+        except ValidationError as e: raise ConfigError(f'{key} = {reprlib.repr(value)}: {e.errors()[0]["msg"].lower()}') from None
     for key in [k for k in MOST if k in arguments]:
         several = isinstance(arguments[key], list | tuple)
         values = arguments[key] if several else [arguments[key]]
-        if len(values) > MOST['blocks']: raise ConfigError(f'{key} has {len(values):,} entries: use {MOST["blocks"]} or fewer')
+        if not 1 <= len(values) <= MOST['blocks']: raise ConfigError(f'{key} has {len(values):,} entries: use 1 to {MOST["blocks"]}')
         for v in values:
-            if isinstance(v, int) and v < 1: raise ConfigError(f'{key} = {v} leaves nothing to compute with: use 1 or more')
-            if isinstance(v, int) and v > MOST[key]: raise ConfigError(f'{key} = {v} makes too large a network: use {MOST[key]:,} or less')
+            if v < 1: raise ConfigError(f'{key} = {v} leaves nothing to compute with: use 1 or more')
+            if v > MOST[key]: raise ConfigError(f'{key} = {v} makes too large a network: use {MOST[key]:,} or less')
     return arguments
 
 def create_model(
@@ -275,13 +283,12 @@ def create_model(
     **arguments, # For the model: `n_classes`, `size`, …
 )->nn.Module: # With random weights
     "Build a model by name. Raises `ConfigError` for an unknown name or argument, or one that is out of reach."
-    if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: use {", ".join(sorted(ARCHITECTURES))}')
-    known = inspect.signature(ARCHITECTURES[name]).parameters
-    if odd := [key for key in arguments if key not in known]:
-        close = difflib.get_close_matches(odd[0], known, 1)
-        raise ConfigError(f'{name} cannot be built with {odd[0]!r}: {f"did you mean {close[0]!r}? " if close else ""}it takes {", ".join(known)}')
-    try: return ARCHITECTURES[name](**bounded(arguments)).to(memory_format=torch.channels_last)
-    except (TypeError, ValueError, RuntimeError, LookupError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
+    if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: {nearest(name, sorted(ARCHITECTURES))}')
+    build = ARCHITECTURES[name]
+    known = [*inspect.signature(build).parameters]
+    if odd := [key for key in arguments if key not in known]: raise ConfigError(f'{name} cannot be built with {odd[0]!r}: {nearest(odd[0], known)}')
+    try: return build(**checked(build, arguments)).to(memory_format=torch.channels_last)
+    except (ValueError, RuntimeError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
 
 # %% ../nbs/02_models.ipynb #eb4b9431
 def transfer_(

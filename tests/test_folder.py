@@ -35,11 +35,30 @@ def test_any_size_becomes_one_size(pets):
     assert len(train) + len(test) == 23 and train.mean == test.mean
 
 
-def test_train_and_test_folders_are_used(tmp_path):
-    for split, n in (("train", 4), ("test", 2)):
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Test"), ("training", "val"), ("train", "validation")])
+def test_train_and_test_folders_are_used(tmp_path, names):
+    for split, n in zip(names, (4, 2)):
         for i in range(n):
             for kind in ("good", "scratched"): picture(tmp_path / split / kind / f"{i}.png")
     assert (len(load_images(str(tmp_path), "train")), len(load_images(str(tmp_path), "test"))) == (8, 4)
+
+
+def test_train_may_be_a_class(tmp_path):
+    for kind in ("bus", "train"):
+        for i in range(5): picture(tmp_path / kind / f"{i}.png")
+    assert load_images(str(tmp_path)).classes == ("bus", "train")
+
+
+def test_hidden_files_are_no_pictures(pets):
+    (pets / "cat" / "._1.png").write_bytes(b"what a Mac leaves behind")
+    picture(pets / "cat" / ".ipynb_checkpoints" / "1-checkpoint.png")
+    assert sum(len(load_images(str(pets), split)) for split in ("train", "test")) == 20
+
+
+def test_a_folder_may_begin_at_home(pets, monkeypatch):
+    monkeypatch.setenv("HOME", str(pets.parent))
+    monkeypatch.setenv("USERPROFILE", str(pets.parent))
+    assert load_images(f"~/{pets.name}").classes == ("cat", "dog")
 
 
 def test_a_broken_picture_is_named(pets):
@@ -59,6 +78,9 @@ def test_a_channel_without_spread_is_named(tmp_path):
     (lambda p: (picture(p / "a" / "1.png"), (p / "b").mkdir()), "holds no picture"),
     (lambda p: (picture(p / "a" / "1.png"), picture(p / "b" / "1.png")), "too few to hold out"),
     (lambda p: [picture(p / s / c / "1.png") for s, c in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "c"))], "different classes"),
+    (lambda p: [picture(p / s / c / "1.png") for s in ("train", "val", "test") for c in "ab"], "has test, train, val: leave two of them"),
+    (lambda p: [picture(p / c / f"1.{kind}") for c, kind in (("a", "png"), ("b", "tiff"))], "b.1.tiff: we read .*; convert it"),
+    (lambda p: [picture(p / c / "1.png") for c in "ab"] + [(p / "b" / "2.png").symlink_to(p / "gone.png")], "b.2.png: .*No such file"),
 ])
 def test_says_what_is_wrong(tmp_path, build, said):
     build(tmp_path)
