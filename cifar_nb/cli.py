@@ -105,7 +105,7 @@ def train(
     precision:Annotated[str|None, typer.Option(help="auto (times both, takes the faster), float32, bf16 or fp16 [else the recipe's own, auto]")]=None,
     seed:Annotated[int|None, typer.Option(min=0, max=2**32-1, help="Of all random numbers [else the recipe's own, 0]")]=None,
     size:Annotated[int|None, typer.Option(min=8, max=1024, help='Height and width that pictures of a folder are fitted to [else 32]')]=None,
-    out:Annotated[Path|None, typer.Option(help='The model file to write [else RECIPE.safetensors in the models folder]')]=None,
+    out:Annotated[Path|None, typer.Option(help='The model file to write [else RECIPE.safetensors in the models folder, MODEL-again.safetensors with --from-card]')]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     fresh:Annotated[bool, typer.Option('--fresh', help='Start over instead of resuming an unfinished run')]=False,
     device:Device=None,
@@ -119,7 +119,7 @@ def train(
     chosen = recipe_of(load_model(from_card, settings)[1]) if from_card else find_recipe(recipe or 'simple')
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out, precision=precision, seed=seed, size=size)
     chosen = with_changes(chosen, {k: v for k,v in flags.items() if v is not None} | given(change or []), settings)
-    name = Path(from_card or recipe or 'simple').stem
+    name = f'{Path(from_card).stem}-again' if from_card else Path(recipe or 'simple').stem
     out = Path(os.path.expanduser(out or settings.models_dir/f'{name}.safetensors'))
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
     try:

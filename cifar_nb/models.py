@@ -268,6 +268,7 @@ def checked(
     for key,value in arguments.items():
         try: TypeAdapter(hints[key], config=dict(strict=True, allow_inf_nan=False)).validate_json(json.dumps(value))
         except ValidationError as e: raise ConfigError(f'{key} = {reprlib.repr(value)}: {e.errors()[0]["msg"].lower()}') from None
+    if arguments.get('n_classes', 2) < 2: raise ConfigError(f'n_classes = {arguments["n_classes"]}: there is nothing to tell apart; use 2 or more')
     for key in [k for k in MOST if k in arguments]:
         several = isinstance(arguments[key], list | tuple)
         values = arguments[key] if several else [arguments[key]]

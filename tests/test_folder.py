@@ -2,10 +2,12 @@
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cifar_nb.core import DatasetError, Settings
 from cifar_nb.data import load_images
+from cifar_nb.models import create_model
 from cifar_nb.predict import Predictor
 from cifar_nb.recipes import find_recipe, run_recipe
 from cifar_nb.serve import create_app, served
@@ -89,11 +91,11 @@ def test_says_what_is_wrong(tmp_path, build, said):
 
 @pytest.fixture
 def snow(tmp_path):
-    "Two classes of coloured noise, one brighter; enough for a few steps."
+    "Two classes of coloured noise, one brighter, of 32, 64 and 96 pixels; enough for a few steps."
     rng = np.random.default_rng(0)
     for k, kind in enumerate(("dim", "bright")):
         (tmp_path / kind).mkdir()
-        for i in range(40): Image.fromarray(rng.integers(60 * k, 160 + 60 * k, (40, 40, 3), np.uint8)).save(tmp_path / kind / f"{i}.png")
+        for i, size in enumerate((32, 64, 96, 32) * 10): Image.fromarray(rng.integers(60 * k, 160 + 60 * k, (size, size, 3), np.uint8)).save(tmp_path / kind / f"{i}.png")
     return tmp_path
 
 
@@ -118,6 +120,18 @@ def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, spoil, changes,
     out = tmp_path_factory.mktemp("out")
     with pytest.raises(DatasetError, match=said): fast(snow, out, **changes)
     assert not list(out.rglob("*.safetensors"))
+
+
+def test_imagenet_weights_learn_a_folder(snow, tmp_path_factory, monkeypatch):
+    "From a file of the name and format that torchvision downloads; its numbers are random here."
+    hub, out = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("out") / "snow.safetensors"
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(hub))
+    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **kwargs: pytest.fail("there is a file, and a download was tried"))
+    (hub / "checkpoints").mkdir()
+    torch.save(create_model("resnet18", n_classes=1000, stem="imagenet").state_dict(), hub / "checkpoints" / "resnet18-f37072fd.pth")
+    recipe = find_recipe("resnet18", data=str(snow), start="imagenet", model=dict(stem="imagenet", upsample=48), epochs=1, batch_size=8, precision="float32")
+    card, _ = run_recipe(recipe, out, Settings(device="cpu"))
+    assert card.classes == ("bright", "dim") and card.recipe["start"] == "imagenet" and card.mean == pytest.approx((.485, .456, .406))
 
 
 def test_a_bundled_model_learns_other_classes_and_serves_them(snow, tmp_path_factory):
