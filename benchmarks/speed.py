@@ -3,6 +3,7 @@
     python benchmarks/speed.py run speed94                            five runs; goes on with results/speed94.json if it is of the same revision
     python benchmarks/speed.py run speed94 --runs 20 --device cuda    the same on a GPU, into results/speed94_cuda.json
     python benchmarks/speed.py beside airbench94_muon.py              a published script and ours on the same GPU, into results/beside_speed94.json; with --compiled into beside_speed94_compiled.json
+    python benchmarks/speed.py beside airbench96_faster.py --name speed96    likewise, as many runs as the script makes
     python benchmarks/speed.py layers                                 where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                                  torchvision's ResNet-18 in a plain loop, and the loaders, beside ours
 
@@ -31,17 +32,25 @@ from torchvision.datasets import CIFAR10
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from cifar_nb.core import Settings, best_device, seed_everything
+from cifar_nb.core import ConfigError, Settings, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe
-from cifar_nb.speed import SixViews, epoch_loader, keep_memory, muon_for, prepared, resized, size_in, speedrun
+from cifar_nb.speed import HardPart, SixViews, SpeedRecipe, epoch_loader, keep_memory, muon_for, prepared, resized, size_in, speedrun
 from cifar_nb.train import Amp, best_precision, schedule_for, train_epoch
 
 app = typer.Typer(add_completion=False)
 # Student's t, 97.5%, for 1 to 30 degrees of freedom
 T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
      2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def fast_recipe(name, **changes):
+    "A recipe of `speedrun` by name."
+    try: recipe = find_recipe(name)
+    except ConfigError as e: raise typer.BadParameter(str(e)) from None
+    if not isinstance(recipe, SpeedRecipe): raise typer.BadParameter(f"{name} is no fast recipe: benchmarks/recipes.py trains it")
+    return find_recipe(name, **changes)
 
 
 def summary(values):
@@ -60,7 +69,12 @@ def flops_of(recipe, images, device):
         model = prepared(few, recipe, device)
         opt = muon_for(model, replace(recipe, compiled=False), recipe.batch_size)
         batch = next(iter(epoch_loader(resized(few, size), recipe, epochs[0], device)))
-        if recipe.hard < 1: batch = [part[:math.ceil(recipe.hard * len(part))] for part in batch]  # the proxy's own work is left out
+        if recipe.hard < 1:
+            proxy = prepared(few, recipe, device, widths=recipe.proxy_widths, depth=2)
+            proxy_opt = muon_for(proxy, replace(recipe, compiled=False), recipe.batch_size)
+            with FlopCounterMode(display=False) as counter:  # it looks at every batch, and learns from one in so many
+                batch, *_ = HardPart([batch] * recipe.proxy_every, recipe.hard, proxy, proxy_opt, F.cross_entropy, Amp(device, recipe.precision), every=recipe.proxy_every)
+            total += counter.get_total_flops() / recipe.proxy_every * steps * len(epochs)
         with FlopCounterMode(display=False) as counter: train_epoch(model, [batch], opt, device=device)
         total += counter.get_total_flops() * steps * len(epochs)
     return total
@@ -105,7 +119,7 @@ def plain(rounds: int = 3, n: int = 1500):
     seed_everything(0)
     keep_memory()
     images, precision = load_images("cifar10"), best_precision()
-    recipe = replace(find_recipe("speed94"), precision=precision)
+    recipe = fast_recipe("speed94", precision=precision)
     transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
     files = DataLoader(Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(n)), 125, shuffle=True)
 
@@ -139,7 +153,8 @@ def plain(rounds: int = 3, n: int = 1500):
     for i in range(rounds):
         for name, measure in sides.items(): seen[name].append(measure())
         print(f"round {i + 1}: " + ", ".join(f"{name} {v[-1]:,.0f}" for name, v in seen.items()) + " images/s", flush=True)
-    write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision={"resnet18, plain loop": "float32", "speed94, 32 px": precision}, images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
+    write("plain", what="images a second beside a plain PyTorch loop, medians", rounds=rounds, precision={"resnet18, plain loop": "float32", "speed94, 32 px": precision},
+          images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
 
 
 def fastest(f, times=7):
@@ -156,7 +171,7 @@ def fastest(f, times=7):
 def layers(name: str = "speed94", precision: str = "auto"):
     "Forward and backward of each layer on the CPU, and how near its GFLOP/s come to those of a large matrix product."
     precision = best_precision() if precision == "auto" else precision
-    recipe, amp = find_recipe(name, precision=precision), Amp("cpu", precision)
+    recipe, amp = fast_recipe(name, precision=precision), Amp("cpu", precision)
     keep_memory()
     images = load_images(recipe.data)[:5000]
     model, inputs = prepared(images, recipe).train(), {}
@@ -186,8 +201,9 @@ def layers(name: str = "speed94", precision: str = "auto"):
 def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
     "Train a fast recipe with seeds 0, 1, …, and write results/NAME.json after each run."
     device, asked = best_device(device), precision
+    fast_recipe(name)
     precision = best_precision(device) if precision == "auto" else precision
-    recipe = find_recipe(name, held_out=0, precision=precision, compiled=compiled, epochs=epochs)
+    recipe = fast_recipe(name, held_out=0, precision=precision, compiled=compiled, epochs=epochs)
     unusual = dict(device=device != "cpu" and device.partition(":")[0], compiled=compiled and "compiled", precision=asked != "auto" and asked, epochs=epochs and f"{epochs}_epochs")
     out = "_".join([name, *filter(None, unusual.values())])
     path, recorded = RESULTS / f"{out}.json", json.loads(json.dumps(asdict(recipe)))
@@ -209,16 +225,18 @@ def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 
 
 
 def published(script, runs):
-    "Accuracy with test-time augmentation and seconds of each run of a script that prints airbench's table; its first run, which warms up, is left out."
-    found = []
+    "Accuracy with test-time augmentation and seconds of each run of a script that prints airbench's table, at most so many; its first run, which warms up, is left out."
+    found, columns = [], []
     with subprocess.Popen([sys.executable, script.name], cwd=script.parent, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
-            _, _, epoch, *_, accuracy, seconds, _ = [cell.strip() for cell in line.split("|")] if line.count("|") == 7 else [""] * 8
-            if epoch == "eval": found.append(dict(accuracy_tta=float(accuracy), seconds_from_device=float(seconds)))
+            cells = [cell.strip() for cell in line.split("|")]
+            if "tta_val_acc" in cells: columns = cells
+            row = dict(zip(columns, cells))
+            if row.get("epoch") == "eval": found.append(dict(accuracy_tta=float(row["tta_val_acc"]), seconds_from_device=float(next(v for k, v in row.items() if k.endswith("time_seconds")))))
             if len(found) > runs: break
         process.terminate()
-    if len(found) <= runs: sys.exit(f"{script} gave {max(0, len(found) - 1)} of {runs} runs, and ended with {process.returncode}: are its packages and its data there?")
+    if len(found) < 2: sys.exit(f"{script} gave {max(0, len(found) - 1)} of {runs} runs, and ended with {process.returncode}: are its packages and its data there?")
     return found[1:]
 
 
@@ -227,14 +245,17 @@ def beside(script: Annotated[Path, typer.Argument(help="airbench94_muon.py, or a
            runs: int = 20, device: str = "cuda", precision: str = "auto", compiled: bool = False):
     "A published script and a fast recipe of ours, one after the other on the same card: accuracies with test-time augmentation, seconds from the data on the device to that accuracy."
     device = best_device(device)
-    recipe = find_recipe(name, held_out=0, precision=best_precision(device) if precision == "auto" else precision, compiled=compiled)
+    fast_recipe(name)
+    recipe = fast_recipe(name, held_out=0, precision=best_precision(device) if precision == "auto" else precision, compiled=compiled)
     theirs = published(script, runs)
     one_run(recipe, device)  # warms up, as theirs did
-    ours = [one_run(replace(recipe, seed=seed), device) for seed in range(runs)]
+    ours = [one_run(replace(recipe, seed=seed), device) for seed in range(len(theirs))]
     sides = {side: {k: summary([run[k] for run in done]) for k in ("accuracy_tta", "seconds_from_device")} for side, done in ((script.stem, theirs), (name, ours))}
     ratio = sides[name]["seconds_from_device"]["mean"] / sides[script.stem]["seconds_from_device"]["mean"]
-    half = ratio * math.hypot(*(found["seconds_from_device"]["ci95"] / found["seconds_from_device"]["mean"] for found in sides.values())) if runs > 1 else None
-    write(f"beside_{name}" + ("_compiled" if compiled else ""), what="a published script and a recipe of ours on the same machine; the script counts whitening, training and test only, ours also what comes before the first step", ratio_ci95=half, device=device, runs={script.stem: len(theirs), name: len(ours)}, ratio=ratio, **sides, recipe=asdict(recipe), every_run={script.stem: theirs, name: ours})
+    half = ratio * math.hypot(*(found["seconds_from_device"]["ci95"] / found["seconds_from_device"]["mean"] for found in sides.values())) if len(ours) > 1 else None
+    write(f"beside_{name}" + ("_compiled" if compiled else ""),
+          what="a published script and a recipe of ours on the same machine; the script counts whitening, training and test only, ours also what comes before the first step",
+          ratio_ci95=half, device=device, runs={script.stem: len(theirs), name: len(ours)}, ratio=ratio, **sides, recipe=asdict(recipe), every_run={script.stem: theirs, name: ours})
     for side, found in sides.items(): print(f"{side}: {found['accuracy_tta']['mean']:.2%}, {found['seconds_from_device']['mean']:.2f} s")
 
 
