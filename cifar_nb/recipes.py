@@ -6,7 +6,7 @@
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
            'buildable', 'known_keys', 'check_key', 'recipe_from', 'to_toml', 'from_toml', 'same_network',
            'with_changes', 'find_recipe', 'optimizer_for', 'settled', 'normalized', 'built', 'train_by',
-           'with_precision', 'card_for', 'run_recipe', 'recipe_of']
+           'with_precision', 'card_for', 'run_recipe', 'recipe_of', 'same_choices']
 
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import inspect
@@ -380,3 +380,11 @@ def recipe_of(card:ModelCard)->Recipe|SpeedRecipe: # As it was trained, with the
     "The recipe that a model's card holds. Raises `ConfigError` when it is one that we cannot run."
     try: return recipe_from(card.recipe)
     except ConfigError as e: raise ConfigError(f'the card of this model holds no recipe that this version can run: {e}') from None
+
+def same_choices(
+    a:Recipe|SpeedRecipe,
+    b:Recipe|SpeedRecipe,
+)->bool:
+    "Whether two recipes differ in nothing but seed, precision, epochs and start."
+    plain = lambda recipe: replace(recipe, seed=0, precision='float32', epochs=1, **({'start': ''} if recipe.loop == 'fit' else {}))
+    return plain(a) == plain(b)
