@@ -175,7 +175,9 @@ class Server:
                 self.first = post(self.url, form, kind)
                 break
             except OSError:
-                if self.process.poll() is not None or time.perf_counter() - start > 120: raise SystemExit(Path(folder, "log.txt").read_text()[-2000:]) from None
+                if self.process.poll() is not None or time.perf_counter() - start > 120:
+                    self.stop()
+                    raise SystemExit(Path(folder, "log.txt").read_text()[-2000:]) from None
                 time.sleep(.02)
         self.start = time.perf_counter() - start
 
@@ -196,12 +198,11 @@ class Server:
         except OSError: return b""
 
     def stop(self):
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try: self.process.wait(30)
-        except subprocess.TimeoutExpired: pass
-        try: os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError: pass
-        self.process.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try: os.killpg(self.process.pid, number)
+            except ProcessLookupError: pass
+            try: self.process.wait(30)
+            except subprocess.TimeoutExpired: pass
 
 
 LUA = '''

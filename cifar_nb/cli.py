@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from typing import Annotated
 import torch
 import typer
 
-from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table, atomic_path, best_device, device_note
+from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table, best_device, device_note
 
 # %% ../nbs/12_cli.ipynb #e549752a
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -125,8 +126,8 @@ def train(
     try:
         for file in (out, out.with_suffix('.ckpt')):
             if file.is_dir(): raise ConfigError(f'{file} is a folder, and a file is to be written there: choose another name with --out')
-        with atomic_path(out.with_suffix('.try')) as probe: probe.touch()
-        out.with_suffix('.try').unlink()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as e: raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; choose another place with --out') from None
     note = f'{name} on {device_note(best_device(settings.device))}'
     if (unfinished := out.with_suffix('.ckpt')).exists() and not fresh: note += f' Resuming {unfinished}; --fresh starts over.'

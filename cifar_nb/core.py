@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     host:str = Field('127.0.0.1', min_length=1, description='Address that the server listens on; 0.0.0.0 is every address of the machine')
     port:int = Field(8000, ge=0, le=65535, description='Port that the server listens on')
     max_body_bytes:int = Field(10_000_000, ge=1, description='Largest request body, in bytes')
-    max_pixels:int = Field(50_000_000, ge=1, description='Largest picture, in pixels, checked before decoding')
+    max_pixels:int = Field(50_000_000, ge=1, le=178_956_970, description='Largest picture, in pixels, checked before decoding')  # Pillow decodes no larger one
     max_waiting:int = Field(512, ge=1, description='Pictures that may wait for the model before others get a 503')
     max_wait:float = Field(5, gt=0, le=600, description='Longest time in seconds that a picture may wait before its sender gets a 503')
     max_held_bytes:int = Field(200_000_000, ge=1, description='Request bodies in memory at one time, in bytes, before others get a 503')
@@ -176,12 +176,12 @@ def seed_everything(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 # %% ../nbs/00_core.ipynb #bee99b92
-def random_state()->dict: # Python, NumPy, PyTorch, and each CUDA device
+def random_state()->dict: # Python, NumPy, PyTorch, each CUDA device, and Apple's
     "The state of every generator that `seed_everything` seeds, as numbers, strings and tensors."
     version,words,gauss = random.getstate()
     kind,keys,*rest = np.random.get_state()
     return dict(python=[version, list(words), gauss], numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None)
 
 def set_random_state(
     state:dict, # From `random_state`
@@ -191,7 +191,8 @@ def set_random_state(
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(tuple(state['numpy']))
     torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    for i,numbers in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(numbers, i)  # as many as there are here
+    if state.get('mps') is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/00_core.ipynb #2117cf0d
 @contextmanager
@@ -215,11 +216,11 @@ def progress(
 )->tqdm: # Yields the same items
     "A progress bar in a terminal or a notebook, nothing in a log file."
     watched = ('ipykernel' in sys.modules or sys.stderr.isatty()) and not os.environ.get('TQDM_DISABLE')
-    return tqdm(items, leave=False, **kwargs) if watched else tqdm(items, disable=True, **kwargs)
+    return tqdm(items, leave=False, disable=not watched, **kwargs)
 
 # %% ../nbs/00_core.ipynb #587ed36e
 class Table:
-    "Rows under a header; numbers stand to the right. Shown as HTML in a notebook, aligned text elsewhere."
+    "Rows under a header; numbers stand to the right. Shown as Markdown in a notebook, aligned text elsewhere."
     def __init__(self,
         header:Iterable, # Column names
         rows:Iterable[Iterable], # One value a column, already rounded as they should be read

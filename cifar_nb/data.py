@@ -6,12 +6,13 @@
 __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE_SUFFIXES', 'OTHER_SUFFIXES', 'SPLITS', 'AREA',
            'ASPECT', 'TURN', 'SHIFT', 'COLOUR', 'NOISE', 'POLICIES', 'MIXES', 'Images', 'show_images', 'shape_masks',
            'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack', 'on_disk',
-           'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image', 'to_rgb',
-           'fit_image', 'class_folders', 'picture_files', 'read_folder', 'spread', 'split_folders', 'load_folder',
-           'load_images', 'train_val_split', 'normalize', 'augment_flip', 'augment_crop', 'augment_standard', 'boxes',
-           'cutout', 'between', 'erase', 'moved', 'tinted', 'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy',
-           'each_standard', 'each_cutout', 'automatic', 'find_policy', 'partners', 'soft_labels', 'mixup', 'cutmix',
-           'find_mix', 'TransformedImages', 'mixed_rows', 'dataloaders', 'BatchLoader']
+           'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image', 'upright',
+           'to_rgb', 'fit_image', 'class_folders', 'picture_files', 'read_folder', 'spread', 'split_folders',
+           'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip', 'augment_crop',
+           'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted', 'augment_enhanced',
+           'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic', 'find_policy',
+           'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows', 'dataloaders',
+           'BatchLoader']
 
 # %% ../nbs/01_data.ipynb #f3636904
 import hashlib
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.distributions import Beta
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -304,14 +305,21 @@ def decode_image(
         if image.width*image.height > max_pixels:
             raise TooManyPixels(f'the picture has {image.width:,} x {image.height:,} pixels; at most {max_pixels:,} are accepted')
         if draft: image.draft(None, (2*draft, 2*draft))
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(upright(image))
     except ImageError: raise
     except Image.DecompressionBombError: raise TooManyPixels(f'the picture claims too many pixels; at most {max_pixels:,} are accepted') from None
     except Exception as e:  # a decoder fed with hostile bytes may raise anything
         raise ImageError(f'the picture is damaged or cut short ({type(e).__name__}); send a whole JPEG, PNG, GIF, WebP or BMP file') from None
 
 # %% ../nbs/01_data.ipynb #afb05805
+def upright(
+    image:Image.Image, # Decoded here, where it was not yet
+)->Image.Image:
+    "As the camera was held. Damaged EXIF says nothing."
+    image.load()
+    try: return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    except Exception: return image  # reading EXIF may raise anything
+
 def to_rgb(
     image:Image.Image, # Any mode that Pillow reads
 )->Image.Image: # Mode RGB

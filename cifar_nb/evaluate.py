@@ -37,7 +37,7 @@ class Report:
         return self.logits.argmax(1)
 
     @property
-    def loss(self)->float: # Mean cross-entropy in nats
+    def loss(self)->float: # Mean cross-entropy
         return F.cross_entropy(self.logits, self.labels).item()
 
     @property
@@ -157,7 +157,7 @@ def last_maps(
     "What the last part of the trunk gave whose maps have at least that size. Raises `ValueError` where there is none."
     kept = []
     def keep(layer, args, out):
-        if out.ndim == 4 and min(out.shape[-2:]) >= least: kept[:] = [out]
+        if out.requires_grad and out.ndim == 4 and min(out.shape[-2:]) >= least: kept[:] = [out]  # not what another thread computes meanwhile
     hooks = [layer.register_forward_hook(keep) for layer in trunk(model)]
     try: logits = model(x)
     finally: [hook.remove() for hook in hooks]

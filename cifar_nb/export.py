@@ -154,7 +154,7 @@ def fastest(
     "Of the ways that agree with eager computation, the one that takes the least time for one picture and eight together."
     x = normalize(clouds(64, predictor.card.input_size), predictor.card.mean, predictor.card.std)
     first,second = predictor.logits(x).topk(2, 1).values.T
-    x = x[(first-second).topk(8).indices]  # no close calls, which bfloat16 computes twice: few photographs are any
+    x = x[(first-second).topk(8).indices]  # no close calls, which bfloat16 computes twice; few photographs are close calls
     best,least,rows = predictor,float('inf'),[]
     for name in candidates:
         try:

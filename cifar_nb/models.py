@@ -74,9 +74,11 @@ def layer_table(
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
     counter,was_training = FlopCounterMode(display=False), model.training
     model.eval()
-    with counter, torch.no_grad(): model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
-    model.train(was_training)
-    for hook in hooks: hook.remove()
+    try:
+        with counter, torch.no_grad(): model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    finally:
+        model.train(was_training)
+        for hook in hooks: hook.remove()
     work = {name.partition('.')[2]: sum(ops.values())//2 for name,ops in counter.get_flop_counts().items()}
     rows = [[name, type(layers[name]).__name__, 'x'.join(map(str, shape)), count_parameters(layers[name]), work.get(name, 0)]
             for name,shape in shapes.items()]
@@ -257,7 +259,7 @@ ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {
     'simple_cnn': SimpleCNN, 'enhanced_cnn': EnhancedCNN, 'se_resnet': SEResNet, 'speed_net': SpeedNet,
     'resnet18': resnet18, 'resnet34': resnet34, 'resnet50': resnet50}
 
-MOST = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192)  # Of the numbers that make a network large
+MOST = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192, size=1024, n_classes=100_000)  # Of the numbers that make a network large
 
 def checked(
     build:Callable[..., nn.Module], # A value of `ARCHITECTURES`

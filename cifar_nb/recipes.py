@@ -134,9 +134,10 @@ def recipe_from(
     loop = values.get('loop', 'fit')
     if loop not in ('fit', 'speedrun'): raise ConfigError(f'loop = {loop!r}: use fit or speedrun')
     known = known_keys(loop, str(values.get('architecture', Recipe().architecture)))
-    for key in flat(values):
+    for key,value in flat(values).items():
         if key in values and '.' in key: raise ConfigError(f'"{key}" is one word because of its quotes: write {key}')
-        if loop != 'fit' or key != 'model': check_key(key, known)  # the network itself says what it takes
+        if value == {} or loop == 'fit' and key == 'model': continue  # a section that leaves all out; and the network itself says what it takes
+        check_key(key, known)
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])

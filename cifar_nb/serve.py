@@ -225,7 +225,7 @@ def compute(
     for (job,seen,image),prediction in zip(ready, predictions):
         answer = Answer.model_construct(**prediction.__dict__, view=as_data_url(seen) if job.view else None)
         try: outcomes.append(explained(answer, seen, image, predictor) if job.explain else answer)
-        except ImageError as e: outcomes.append(e)
+        except Exception as e: outcomes.append(e)  # of this picture only
     return outcomes
 
 # %% ../nbs/10_serve.ipynb #a4b3b723

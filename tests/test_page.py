@@ -235,7 +235,7 @@ def test_an_unknown_thing(browser):
     with served(create_app(settings(), other_card(confidence_threshold=1.0))) as url, visit(browser, url) as tab:
         drop(tab, shape=noise(60))
         check_answer(cards(tab), 60)
-        expect(cards(tab).locator(".unknown")).to_have_text("This does not look like any of the classes that the model knows. The best guess is shown anyway.")
+        expect(cards(tab).locator(".unknown")).to_have_text("The model is unusually unsure of this picture. Perhaps it shows none of the classes that it knows; the best guess is shown anyway.")
 
 
 def test_a_known_thing(browser):
