@@ -54,7 +54,7 @@ class ModelCard(BaseModel):
     test_accuracy:Share|None = Field(description='Top-1 on the test pictures, without test-time augmentation')
     test_accuracy_tta:Share|None = Field(description='The same with test-time augmentation (the mean score over several shifted and mirrored views of each picture); null if there is none')
     temperature:float = Field(ge=.01, le=100, description='Logits are divided by it before softmax; 1 leaves them')
-    confidence_threshold:Share|None = Field(description='Below this confidence a picture does not look like the training data; null if not measured')
+    confidence_threshold:Share|None = Field(description='What 95% of the validation pictures reach; below it the model is unusually unsure, and a picture is called unfamiliar; null if not measured')
     versions:dict[str, str] = Field(description='Of Python and the libraries that trained it')
     revision:str = Field(description='Of the source that trained it')
 
