@@ -46,11 +46,16 @@ def only_loading(n, dl):
     return n / (time.perf_counter() - start)
 
 
+def torchvision_pictures(images, n):
+    "The first training pictures of CIFAR-10 as tutorials read them, normalised as `images` are."
+    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
+    return Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(n))
+
+
 def main():
     seed_everything(0)
     images = load_images("cifar10")
-    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
-    files = Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(N_PLAIN))
+    files = torchvision_pictures(images, N_PLAIN)
     loaders = {workers: DataLoader(files, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0) for workers in (0, 2)}
     ours = BatchLoader(images[:N_OURS], BATCH, augment_standard, shuffle=True)
     precision = best_precision()

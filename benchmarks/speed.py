@@ -24,15 +24,14 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from loading import only_loading, plain_epoch, torchvision_pictures
 from machine import RESULTS, conditions, write
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.datasets import CIFAR10
 from torchvision.models import resnet18
-from torchvision.transforms import v2
 
-from cifar_nb.core import ConfigError, Settings, best_device, seed_everything
+from cifar_nb.core import ConfigError, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
 from cifar_nb.recipes import find_recipe
@@ -120,19 +119,14 @@ def plain(rounds: int = 3, n: int = 1500):
     keep_memory()
     images, precision = load_images("cifar10"), best_precision()
     recipe = fast_recipe("speed94", precision=precision)
-    transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
-    files = DataLoader(Subset(CIFAR10(Settings.read().data_dir, transform=transform), range(n)), 125, shuffle=True)
+    files = DataLoader(torchvision_pictures(images, n), 125, shuffle=True)
 
     def resnet():
         model = resnet18(num_classes=10)
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()  # the usual stem for 32 pixels
         opt = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
         start = time.perf_counter()
-        for x, y in files:
-            loss = F.cross_entropy(model(x), y)
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
+        plain_epoch(model, files, opt)
         return n / (time.perf_counter() - start)
 
     def ours():
@@ -143,12 +137,7 @@ def plain(rounds: int = 3, n: int = 1500):
         train_epoch(model, dl, opt, amp=Amp("cpu", precision), sched=schedule_for(opt, "linear", 1, 10**6))
         return len(dl) * recipe.batch_size / (time.perf_counter() - start)
 
-    def loading(dl, n):
-        start = time.perf_counter()
-        for _ in dl: pass
-        return n / (time.perf_counter() - start)
-
-    sides = {"resnet18, plain loop": resnet, "speed94, 32 px": ours, "loading, DataLoader": lambda: loading(files, n), "loading, ours": lambda: loading(epoch_loader(images, recipe, recipe.epochs - 1, "cpu"), len(images))}
+    sides = {"resnet18, plain loop": resnet, "speed94, 32 px": ours, "loading, DataLoader": lambda: only_loading(n, files), "loading, ours": lambda: only_loading(len(images), epoch_loader(images, recipe, recipe.epochs - 1, "cpu"))}
     seen = {name: [] for name in sides}
     for i in range(rounds):
         for name, measure in sides.items(): seen[name].append(measure())
