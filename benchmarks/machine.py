@@ -1,5 +1,7 @@
 "What a result was measured on, and how it is written."
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from cifar_nb.predict import library_versions
 
 REVISION = source_revision()  # of the source that was loaded, whatever changes during a long run
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+# Student's t, 97.5%, for 1 to 30 degrees of freedom
+T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 def processor():
@@ -37,3 +42,10 @@ def write(name, **result):
     "results/NAME.json: the result after the conditions that it was measured under."
     with atomic_path(RESULTS / f"{name}.json") as part:
         part.write_text(json.dumps({**conditions(result.get("device", "cpu")), **result}, indent=1) + "\n", encoding="utf-8")
+
+
+def summary(values):
+    "Mean, standard deviation, and the half-width of the mean's 95% confidence interval."
+    n = len(values)
+    sd = statistics.stdev(values) if n > 1 else math.nan
+    return dict(mean=statistics.mean(values), sd=sd, ci95=T[min(n, 31) - 2] * sd / n**.5) if n > 1 else dict(mean=values[0], sd=None, ci95=None)

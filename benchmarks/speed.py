@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from loading import only_loading, plain_epoch, torchvision_pictures
-from machine import RESULTS, conditions, write
+from machine import RESULTS, conditions, summary, write
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,9 +39,6 @@ from cifar_nb.speed import HardPart, SixViews, SpeedRecipe, epoch_loader, keep_m
 from cifar_nb.train import Amp, best_precision, schedule_for, train_epoch
 
 app = typer.Typer(add_completion=False)
-# Student's t, 97.5%, for 1 to 30 degrees of freedom
-T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 def fast_recipe(name, **changes):
@@ -50,13 +47,6 @@ def fast_recipe(name, **changes):
     except ConfigError as e: raise typer.BadParameter(str(e)) from None
     if not isinstance(recipe, SpeedRecipe): raise typer.BadParameter(f"{name} is no fast recipe: benchmarks/recipes.py trains it")
     return find_recipe(name, **changes)
-
-
-def summary(values):
-    "Mean, standard deviation, and the half-width of the mean's 95% confidence interval."
-    n = len(values)
-    sd = statistics.stdev(values) if n > 1 else math.nan
-    return dict(mean=statistics.mean(values), sd=sd, ci95=T[min(n, 31) - 2] * sd / n**.5) if n > 1 else dict(mean=values[0], sd=None, ci95=None)
 
 
 def flops_of(recipe, images, device):
