@@ -1,6 +1,5 @@
 "What a result was measured on, and how it is written."
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -47,5 +46,6 @@ def write(name, **result):
 def summary(values):
     "Mean, standard deviation, and the half-width of the mean's 95% confidence interval."
     n = len(values)
-    sd = statistics.stdev(values) if n > 1 else math.nan
-    return dict(mean=statistics.mean(values), sd=sd, ci95=T[min(n, 31) - 2] * sd / n**.5) if n > 1 else dict(mean=values[0], sd=None, ci95=None)
+    if n == 1: return dict(mean=values[0], sd=None, ci95=None)
+    sd = statistics.stdev(values)
+    return dict(mean=statistics.mean(values), sd=sd, ci95=T[min(n, 31) - 2] * sd / n**.5)

@@ -24,19 +24,23 @@ from cifar_nb.train import Checkpointer
 SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs", "resnet50": "77.99%, 28 epochs", "resnet18": "\"90%+\"", "resnet34": "\"90%+\""}
 
 
-SAME = ("recipe", "start", "parameters", "multiply_adds", "epochs_planned", "epochs_of_the_recipe", "source", "half")
+# What the runs of one entry have in common, beside their choices
+COMMON = ("recipe", "start", "parameters", "multiply_adds", "epochs_planned", "epochs_of_the_recipe", "source")
 
 
 def by_recipe(rows):
-    "One entry for the runs that differ in their seeds, and in where they ran."
+    "One entry for the runs that differ in their seeds, and in where they ran: means and deviations."
     groups = {}
     for row in rows:
         choices = {k: v for k, v in row["choices"].items() if k not in ("seed", "precision")}
-        groups.setdefault(json.dumps([[row.get(k, False) for k in SAME], choices]), []).append(row)
-    def shares(group, key): return None if group[0][key] is None else summary([row[key] for row in group])
-    return [dict({k: group[0].get(k, False) for k in SAME}, seeds=[row["seed"] for row in group], epochs=summary([row["epochs"] for row in group])["mean"], seconds=summary([row["seconds"] for row in group]),
-                 **{key: shares(group, key) for key in ("validation_accuracy", "test_accuracy", "test_accuracy_tta")},
-                 on=sorted({f"{row['machine']}, {row['device']}, {row['precision']}" for row in group}), notes=[row["note"] for row in group if row["note"]], choices=group[0]["choices"]) for group in groups.values()]
+        groups.setdefault(json.dumps([[row[k] for k in COMMON], row.get("half", False), choices]), []).append(row)
+    entries = []
+    for runs in groups.values():
+        def over_seeds(key, runs=runs): return None if runs[0][key] is None else summary([run[key] for run in runs])
+        entries.append(dict({k: runs[0][k] for k in COMMON}, seeds=[run["seed"] for run in runs], epochs=over_seeds("epochs")["mean"],
+                            **{key: over_seeds(key) for key in ("seconds", "validation_accuracy", "test_accuracy", "test_accuracy_tta")},
+                            on=sorted({f"{run['machine']}, {run['device']}, {run['precision']}" for run in runs}), notes=[run["note"] for run in runs if run["note"]], choices=runs[0]["choices"]))
+    return entries
 
 
 def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, epochs: int | None = None, start: str | None = None, device: str = "auto", precision: str = "auto",

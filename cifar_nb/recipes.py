@@ -6,7 +6,7 @@
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
            'buildable', 'known_keys', 'check_key', 'recipe_from', 'to_toml', 'from_toml', 'same_network',
            'with_changes', 'find_recipe', 'optimizer_for', 'settled', 'normalized', 'built', 'train_by',
-           'with_precision', 'card_for', 'run_recipe', 'recipe_of', 'same_choices']
+           'with_precision', 'card_for', 'run_recipe', 'recipe_of', 'described']
 
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import inspect
@@ -136,8 +136,8 @@ def recipe_from(
     known = known_keys(loop, str(values.get('architecture', Recipe().architecture)))
     for key,value in flat(values).items():
         if key in values and '.' in key: raise ConfigError(f'"{key}" is one word because of its quotes: write {key}')
-        if value == {} or loop == 'fit' and key == 'model': continue  # a section that leaves all out; and the network itself says what it takes
-        check_key(key, known)
+        if value == {} and any(k.startswith(f'{key}.') for k in known): continue  # a section that leaves all out
+        if loop != 'fit' or key != 'model': check_key(key, known)  # the network itself says what it takes
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])
@@ -382,10 +382,12 @@ def recipe_of(card:ModelCard)->Recipe|SpeedRecipe: # As it was trained, with the
     try: return recipe_from(card.recipe)
     except ConfigError as e: raise ConfigError(f'the card of this model holds no recipe that this version can run: {e}') from None
 
-def same_choices(
-    a:Recipe|SpeedRecipe,
-    b:Recipe|SpeedRecipe,
-)->bool:
-    "Whether two recipes differ in nothing but seed, precision, epochs and start."
+def described(
+    name:str, # A key of `RECIPES`
+    recipe:Recipe|SpeedRecipe, # What was run under that name, now or earlier
+)->str:
+    "The name, and what was different: where it started, or another choice than seed, precision and epochs."
+    start = lambda recipe: getattr(recipe, 'start', '')
     plain = lambda recipe: replace(recipe, seed=0, precision='float32', epochs=1, **({'start': ''} if recipe.loop == 'fit' else {}))
-    return plain(a) == plain(b)
+    now = RECIPES[name]
+    return name + (f", from {start(recipe) or 'random weights'}" if start(recipe) != start(now) else '') + (', of an earlier form' if plain(recipe) != plain(now) else '')
