@@ -78,6 +78,12 @@ def test_the_readme_is_the_front_page():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_tool().rendered(), "run `make readme`"
 
 
+def test_actions_are_named_by_digests():  # a tag can be moved, by whoever takes over the account
+    used = [line for path in (ROOT / ".github" / "workflows").glob("*.yml") for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"[ -]*uses: (?!\./)", line)]
+    assert used
+    for line in used: assert re.fullmatch(r"[ -]*uses: [\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line
+
+
 def test_links_lead_to_the_address_in_settings():
     tool = readme_tool()
     for path in [*NOTEBOOKS, ROOT / "README.md"]:
