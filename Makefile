@@ -48,4 +48,4 @@ benchmarks: $(VENV)/.dev  ## Measure for hours, on the real data and a quiet mac
 	$(BIN)/python benchmarks/speed.py run speed_cifar100 --runs 3
 
 clean:  ## Remove the environment and what builds leave behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

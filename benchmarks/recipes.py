@@ -65,8 +65,8 @@ def main(name: Annotated[str, typer.Argument(help="A recipe")], seed: int = 0, e
                seconds=sum(seconds), seconds_with_data_and_tests=before + time.perf_counter() - begun, validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
                test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), half=half, device=best_device(device), precision=card.recipe["precision"], note=note, **conditions(best_device(device)), choices=card.recipe)
     rows = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
-    same = ("recipe", "start", "seed", "epochs", "device")
-    rows = [r for r in rows if [r[k] for k in same] != [row[k] for k in same]] + [row]
+    same = ("recipe", "start", "seed", "epochs_planned", "half", "device")
+    rows = [r for r in rows if [r.get(k, False) for k in same] != [row[k] for k in same]] + [row]
     order = list(RECIPES)
     rows = sorted(rows, key=lambda r: (order.index(r["recipe"]), r["seed"], r["epochs"]))
     write("recipes", what="recipes trained at full length: accuracies as shares, seconds of training; the test set was looked at once a run", recipes=by_recipe(rows), runs=rows)

@@ -34,6 +34,7 @@ from torchvision.models import resnet18
 from cifar_nb.core import ConfigError, best_device, seed_everything
 from cifar_nb.data import BatchLoader, load_images
 from cifar_nb.evaluate import evaluate
+from cifar_nb.export import milliseconds
 from cifar_nb.recipes import find_recipe
 from cifar_nb.speed import HardPart, SixViews, SpeedRecipe, epoch_loader, keep_memory, muon_for, prepared, resized, size_in, speedrun
 from cifar_nb.train import Amp, best_precision, schedule_for, train_epoch
@@ -136,16 +137,6 @@ def plain(rounds: int = 3, n: int = 1500):
           images_per_second={name: statistics.median(v) for name, v in seen.items()}, every_round={k: [round(r) for r in v] for k, v in seen.items()})
 
 
-def fastest(f, times=7):
-    "Seconds of the fastest of some calls."
-    best = math.inf
-    for _ in range(times):
-        start = time.perf_counter()
-        f()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 @app.command()
 def layers(name: str = "speed94", precision: str = "auto"):
     "Forward and backward of each layer on the CPU, and how near its GFLOP/s come to those of a large matrix product."
@@ -160,7 +151,7 @@ def layers(name: str = "speed94", precision: str = "auto"):
     with amp.autocast(): model(x)
     for hook in hooks: hook.remove()
     a = torch.randn(2048, 2048, dtype=amp.dtype or torch.float32)
-    peak = 2 * 2048**3 / fastest(lambda: a @ a) / 1e9
+    peak = 2 * 2048**3 / milliseconds(lambda: a @ a) / 1e6
     rows = []
     for n, m in modules.items():
         x = inputs[n]  # wants a gradient where training computes one: nothing before the first block learns
@@ -169,10 +160,11 @@ def layers(name: str = "speed94", precision: str = "auto"):
         def forward(m=m, x=x):
             with torch.no_grad(), amp.autocast(): m(x)
         def backward(y=y, wanted=wanted, ones=ones): torch.autograd.grad(y, wanted, ones, retain_graph=True)
-        ahead, back = fastest(forward), fastest(backward) if wanted and y.requires_grad else 0.
+        ahead, back = milliseconds(forward), milliseconds(backward) if wanted and y.requires_grad else 0.
         work = counter.get_total_flops() * (1 + len(wanted)) / 1e9
-        rows.append(dict(layer=n, kind=type(m).__name__, shape=list(y.shape[1:]), forward_ms=1e3 * ahead, backward_ms=1e3 * back, gigaflop=work, gigaflop_per_second=work / (ahead + back)))
-        print(f"{n:20} {1e3 * ahead:7.2f} {1e3 * back:7.2f} ms {work / (ahead + back):7.0f} GFLOP/s", flush=True)
+        rate = 1e3 * work / (ahead + back)
+        rows.append(dict(layer=n, kind=type(m).__name__, shape=list(y.shape[1:]), forward_ms=ahead, backward_ms=back, gigaflop=work, gigaflop_per_second=rate))
+        print(f"{n:20} {ahead:7.2f} {back:7.2f} ms {rate:7.0f} GFLOP/s", flush=True)
     write("layers", what=f"forward and backward of each layer of {name}, fastest of several calls", batch_size=recipe.batch_size, precision=precision, matrix_product_gigaflop_per_second=peak, layers=rows)
 
 

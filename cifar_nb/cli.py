@@ -52,7 +52,7 @@ def setting(
 ):
     "A flag that overrides a setting, with the setting's own description."
     field = Settings.model_fields[name]
-    default = ','.join(field.default) if isinstance(field.default, list) else 'none' if field.default in (None, '') else str(field.default).replace(str(Path.home()), '~')
+    default = ','.join(field.default) if isinstance(field.default, list) else 'none' if field.default in (None, '') else field.default
     return typer.Option(help=f'{field.description} [CIFAR_NB_{name.upper()}, else {default}]', show_default=False, **more)
 
 Model = Annotated[str|None, setting('model', callback=filled("a model's name or the path of a .safetensors file"))]
@@ -105,7 +105,7 @@ def train(
     change:Annotated[list[str]|None, typer.Option('--set', metavar='KEY=VALUE', help='Any key of the recipe, such as optimizer.name=adamw; may be repeated')]=None,
     precision:Annotated[str|None, typer.Option(help="auto (times both, takes the faster), float32, bf16 or fp16 [else the recipe's own, auto]")]=None,
     seed:Annotated[int|None, typer.Option(min=0, max=2**32-1, help="Of all random numbers [else the recipe's own, 0]")]=None,
-    size:Annotated[int|None, typer.Option(min=8, max=1024, help='Height and width that pictures of a folder are fitted to [else 32]')]=None,
+    size:Annotated[int|None, typer.Option(min=8, max=1024, help="Height and width that pictures of a folder are fitted to [else the recipe's own, 32]")]=None,
     out:Annotated[Path|None, typer.Option(help='The model file to write [else RECIPE.safetensors in the models folder, MODEL-again.safetensors with --from-card]')]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     fresh:Annotated[bool, typer.Option('--fresh', help='Start over instead of resuming an unfinished run')]=False,
@@ -220,19 +220,17 @@ def serve(
 ):
     "Serve the API, the web page and the documentation. A key is taken from CIFAR_NB_API_KEY only, since others can read a command line."
     flags = dict(locals())
-    from cifar_nb.export import BACKENDS, needs
+    from cifar_nb.export import check_backend
     from cifar_nb.predict import Predictor
     from cifar_nb.serve import address_of, open_port, run
     settings = configured(**flags)
-    if settings.backend not in ('auto', *BACKENDS): raise ConfigError(f'there is no back end {settings.backend!r}: use auto, {", ".join(BACKENDS)}')
-    if settings.backend == 'onnx':
-        for module in ('onnx', 'onnxscript', 'onnxruntime'): needs(module)
     predictor = Predictor.load(None, settings)
-    if settings.backend == 'onnx' and predictor.device != 'cpu': raise ConfigError('the back end onnx computes on the CPU; choose --device cpu or another back end')
+    check_backend(settings.backend, predictor.device)
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
-    print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: sys.exit(0))  # asked to stop is no failure
+    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service hears it: no model has been read that could be old
+    print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
     run(settings, sock)
 
 # %% ../nbs/12_cli.ipynb #01c437ab

@@ -166,6 +166,7 @@ def fetch_part(
 )->None:
     "Append what `part` lacks from `url`. Raises `OSError` or `HTTPException` when that fails or is too slow."
     have = part.stat().st_size if part.exists() else 0
+    if have == size: return
     asked = {'Range': f'bytes={have}-'} if have else {}
     with urlopen(Request(url, headers={'User-Agent': 'cifar_nb', **asked}), timeout=stall) as response:
         resumes = response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
@@ -367,7 +368,7 @@ def read_folder(
     for label,folder in enumerate(folders):
         files = picture_files(folder)
         for file in progress(files, desc=folder.name):
-            try: pixels.append(fit_image(decode_image(file.read_bytes()), size))
+            try: pixels.append(fit_image(decode_image(file.read_bytes(), draft=size), size))
             except (ImageError, OSError) as e: raise DatasetError(f'{file}: {e}') from None
         labels += [label]*len(files)
     return torch.stack(pixels), torch.tensor(labels), tuple(f.name for f in folders)

@@ -94,7 +94,7 @@ def confusion(
     report:Report, # From `evaluate`
 )->Tensor: # int64 (K,K): row the true class, column the answer
     "How often each class was taken for each."
-    return multiclass_confusion_matrix(report.logits.argmax(1), report.labels, len(report.classes))
+    return multiclass_confusion_matrix(report.predictions, report.labels, len(report.classes))
 
 def plot_confusion(
     report:Report, # From `evaluate`

@@ -55,7 +55,7 @@ class ModelCard(BaseModel):
     test_accuracy_tta:Share|None = Field(description='The same with test-time augmentation (the mean score over several shifted and mirrored views of each picture); null if there is none')
     temperature:float = Field(ge=.01, le=100, description='Logits are divided by it before softmax; 1 leaves them')
     confidence_threshold:Share|None = Field(description='What 95% of the validation pictures reach; below it the model is unusually unsure, and a picture is called unfamiliar; null if not measured')
-    versions:dict[str, str] = Field(description='Of Python and the libraries that trained it')
+    versions:dict[str, str] = Field(description='Of Python and PyTorch, and the machine, that trained it')
     revision:str = Field(description='Of the source that trained it')
 
     @field_validator('classes')

@@ -751,8 +751,7 @@ def add_operations(
 # %% ../nbs/10_serve.ipynb #beecacc8
 @contextmanager
 def hup_later()->Iterator[None]:
-    "Hold SIGHUP back until the block ends; a process that starts in it holds it back until `hear_signals`. By itself SIGHUP would end a process."
-    if not hasattr(signal, 'SIGHUP'): return (yield)
+    "Let processes that start in this block hold SIGHUP back until they `hear_signals`. By itself it would end them."
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -767,7 +766,7 @@ def hear_signals(engine:Engine):
     if hasattr(signal, 'SIGHUP'):
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=again, daemon=True).start())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number in (signal.SIGTERM, signal.SIGINT) if callable(handler := signal.getsignal(number))}
 
     def stop(number, frame):
         engine.stopping = True
@@ -783,7 +782,7 @@ def open_port(
     sock = None
     try:
         sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends small answers at once only where the protocol is named
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == 'posix': sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # take the port of one that has just ended; in Windows, of one that runs
         sock.bind((host, port))
         sock.listen(2048)
     except (OSError, UnicodeError, TypeError) as e:  # the last two for a text that no address can be
@@ -846,11 +845,11 @@ def run(
     settings:Settings,
     sock:socket.socket, # From `open_port`
 )->None:
-    "Serve until a signal says stop; what has begun is finished first."
+    "Serve until a signal says stop; what has begun is finished first. Raises `ConfigError` for several workers where there is no SIGHUP."
     start_logging(settings.log_json)
     server = dict(root_path=settings.root_path, **SERVER)
-    if settings.workers == 1:
-        with hup_later(): return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
+    if settings.workers == 1: return uvicorn.Server(uvicorn.Config(create_app(settings), **server)).run(sockets=[sock])
+    if not hasattr(signal, 'SIGHUP'): raise ConfigError('several workers tell each other of a new model with SIGHUP, which Windows has not: use --workers 1')
     with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
         share = max(1, (settings.threads or torch.get_num_threads())//settings.workers)
         os.environ.update(settings.as_environment(threads=share), PROMETHEUS_MULTIPROC_DIR=folder, CIFAR_NB_SUPERVISOR=str(os.getpid()))

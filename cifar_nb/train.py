@@ -341,11 +341,6 @@ class History:
     def load_state_dict(self, state): self.rows = state['rows']
 
 # %% ../nbs/03_train.ipynb #5ff79b11
-class _Nothing:
-    "Stands in a checkpoint for a schedule that is not there."
-    def state_dict(self): return {}
-    def load_state_dict(self, state): pass
-
 class Checkpointer:
     "Saves and restores whatever has a `state_dict`, and the random state."
     def __init__(self,
@@ -421,7 +416,8 @@ def fit(
     "Train, validate, remember the best, save. Raises `TrainingDiverged` with epoch, step and learning rate."
     if epochs < 1: raise ConfigError(f'{epochs} epochs train nothing: use 1 or more')
     amp,stopper,history = amp or Amp(device), stopper or EarlyStopping(), History()
-    parts = dict(model=model, opt=opt, sched=sched or _Nothing(), scaler=amp.scaler, stopper=stopper, history=history)
+    parts = dict(model=model, opt=opt, scaler=amp.scaler, stopper=stopper, history=history)
+    if sched: parts['sched'] = sched
     judged = model
     if average is not None:
         parts['average'] = averaged(model, average)

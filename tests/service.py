@@ -67,14 +67,15 @@ class Service:
 
 
 @contextmanager
-def service(folder, *flags, **environment):
-    "`cifar-nb serve` in empty folders, at a port of its choice."
+def service(folder, *flags, at_address=lambda it: None, **environment):
+    "`cifar-nb serve` in empty folders, at a port of its choice; `at_address` is called as soon as it has one."
     for name in ("home", "tmp"): (folder / name).mkdir(parents=True)
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen([COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags], cwd=folder / "home", stderr=log, start_new_session=True, env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
     it = Service(process, folder)
     try:
         it.url = until(it.address)
+        at_address(it)
         until(it.healthy)
         yield it
     finally:

@@ -109,6 +109,12 @@ def test_a_dropped_connection_resumes_where_it_stopped(host, tmp_path):
     assert host[0].log == [("once", None), ("once", f"bytes={len(CONTENT)//2}-")]
 
 
+def test_killed_between_the_last_byte_and_the_name(host, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    get(host, tmp_path, "good")
+    assert (tmp_path / "file").read_bytes() == CONTENT and not host[0].log
+
+
 def test_nobody_there(tmp_path):
     with pytest.raises(DatasetUnavailable, match="(?i)refused|failed"): download(["http://127.0.0.1:9/file"], tmp_path / "file", MD5, len(CONTENT), stall=.4)
 

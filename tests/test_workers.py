@@ -235,7 +235,7 @@ def test_told_to_stop_they_finish_what_has_begun(crew):
 
 def test_a_single_process_finishes_too_and_reloads_nothing_without_a_key(tmp_path, model):
     put(model, (WEIGHTS / "cifar10.safetensors").read_bytes())
-    with service(tmp_path, "--backend", "auto", CIFAR_NB_MODEL=str(model)) as it:
+    with service(tmp_path, "--backend", "auto", at_address=lambda it: it.process.send_signal(signal.SIGHUP), CIFAR_NB_MODEL=str(model)) as it:  # which it survives
         reply = httpx.post(f"{it.url}/model/reload", headers=KEY, timeout=60)
         assert reply.status_code == 403 and "CIFAR_NB_API_KEY" in reply.json()["detail"]
         before = httpx.get(f"{it.url}/model", timeout=60).json()["architecture"]
