@@ -73,7 +73,7 @@ class Recipe:
     model:dict[str, Any]=field(default_factory=dict)  # Its arguments, other than the number of classes and the size
     start:str=''                           # Weights to start from: 'imagenet', a model's name or file (which then sets architecture and arguments), or random
     epochs:Count=18                        # Passes over the pictures, fewer when stopped early
-    batch_size:Count=64                    # Pictures a step of the loop
+    batch_size:Annotated[Count, Field(ge=2)]=64  # Pictures a step of the loop; batch norm needs two
     accumulate:Count=1                     # Steps of the loop a step of the optimiser
     smoothing:Part=0.  # Share of each label that is spread over all classes
     optimizer:OptimizerConfig=OptimizerConfig()
@@ -81,7 +81,7 @@ class Recipe:
     stopping:StoppingConfig=StoppingConfig()
     average:Part=0.  # Decay of the moving average of weights that is kept; 0 keeps the weights themselves
     clip:Annotated[float, Field(ge=0, allow_inf_nan=False)]=0.  # Largest norm of the gradient; 0 leaves it
-    precision:Precision='auto'  # auto: bf16 where a timing finds it clearly faster, else float32
+    precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
     seed:Seed=0  # Of all random numbers
 
     def arguments(self, n_classes:int)->dict: # For `create_model`
@@ -141,12 +141,13 @@ def recipe_from(
     try: recipe = ANY.validate_python({'loop': 'fit', **values})
     except ValidationError as e:
         where = lambda d: '.'.join(str(p) for p in d['loc'][1:])
-        why = lambda d: nearest(str(d['input']), re.findall("'([^']*)'", d['ctx']['expected'])) if d['type'] == 'literal_error' else d['msg'][0].lower()+d['msg'][1:]
+        why = lambda d: 'write a list, such as [64, 256, 256]' if d['type'] == 'tuple_type' else nearest(str(d['input']), re.findall("'([^']*)'", d['ctx']['expected'])) if d['type'] == 'literal_error' else d['msg'][0].lower()+d['msg'][1:]
         raise ConfigError('; '.join(f"{where(d)} = {reprlib.repr(d['input'])}: {why(d)}" for d in e.errors())) from None
     if recipe.loop == 'fit':
         if taken := {'n_classes', 'size'} & recipe.model.keys(): raise ConfigError(f"model.{min(taken)} is not chosen but follows from the {'data' if 'n_classes' in taken else 'size of the recipe'}: leave it out")
         if not recipe.held_out and recipe.stopping.patience: raise ConfigError('stopping.patience needs held-out pictures to judge by: set held_out above 0, or patience to 0')
     if recipe.loop == 'speedrun' and max(recipe.shift, recipe.cutout) >= recipe.size: raise ConfigError(f'shift = {recipe.shift}, cutout = {recipe.cutout}: use less than the size, {recipe.size} pixels')
+    if recipe.loop == 'speedrun' and recipe.hard*recipe.batch_size <= 1: raise ConfigError(f'hard = {recipe.hard}, batch_size = {recipe.batch_size}: leave two pictures a step at least')
     if recipe.loop == 'speedrun' and (total := sum(share for _,share in recipe.zoom)) > 1+1e-9: raise ConfigError(f'zoom takes {total:.0%} of the epochs: use shares that sum to 1 at most')
     buildable(recipe.architecture, recipe.arguments(10), 'widths and depth' if recipe.loop == 'speedrun' else ', '.join([*(f'model.{k}' for k in recipe.model), 'size']))
     if recipe.loop == 'speedrun' and recipe.hard < 1: buildable(recipe.architecture, dict(recipe.arguments(10), widths=recipe.proxy_widths, depth=2), 'proxy_widths')
@@ -161,8 +162,11 @@ def from_toml(
     text:str, # What it leaves out keeps its default
 )->Recipe|SpeedRecipe:
     "A recipe from text. Raises `ConfigError` that says where it is wrong."
-    try: return recipe_from(tomllib.loads(text))
-    except (ValueError, RecursionError) as e: raise ConfigError(f'that is not TOML: {e}') from None
+    try: values = tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
+        line = re.search(r'line (\d+)', str(e))
+        raise ConfigError(f'that is not TOML: {e}' + (f': {text.splitlines()[int(line[1])-1].strip()[:60]}' if line else '')) from None
+    return recipe_from(values)
 
 # %% ../nbs/07_recipes.ipynb #fe4f430e
 def same_network(
@@ -228,11 +232,15 @@ def find_recipe(
 )->Recipe|SpeedRecipe:
     "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range."
     if name.endswith('.toml'):
-        try: recipe = from_toml(Path(os.path.expanduser(name)).read_text(encoding='utf-8'))
+        try:
+            text = Path(os.path.expanduser(name)).read_text(encoding='utf-8')
+            recipe = from_toml(text)
+            asked = [key for key in ('architecture', 'model') if key in tomllib.loads(text)]
+            if asked and recipe.loop == 'fit' and recipe.start not in ('', 'imagenet'): same_network(recipe, asked, load_model(recipe.start)[1])
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{name} cannot be read: {getattr(e, "strerror", None) or e}') from None
         except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
     elif name in RECIPES: recipe = RECIPES[name]
-    else: raise ConfigError(f'there is no recipe {name!r} (a file must end in .toml): {nearest(name, [*RECIPES])}')
+    else: raise ConfigError(f'there is no recipe {name!r}: use one of {", ".join(RECIPES)}, or a file that ends in .toml')
     return with_changes(recipe, {k.replace('__', '.'): v for k,v in changes.items() if v is not None})
 
 # %% ../nbs/07_recipes.ipynb #b15d9507

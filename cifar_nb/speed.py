@@ -219,13 +219,13 @@ class SpeedRecipe:
     loop:Literal['speedrun']='speedrun'  # Which function trains by it
     data:str='cifar10'  # A name for `load_images`
     size:Size=32  # Height and width in pixels
-    architecture:str='speed_net'  # A name for `create_model`
+    architecture:Literal['speed_net']='speed_net'  # What `whiten_` and `muon_for` are made for
     held_out:Part=.1  # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
     widths:Widths=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
     depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block: one before its pooling, one after
     epochs:Count=15  # Passes over the pictures: with 12, a run had 93.8% of the test pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
-    batch_size:Count=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    batch_size:Annotated[Count, Field(ge=2)]=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, airbench's, for each picture in a batch: the loss is a mean, so it is multiplied by their number
@@ -239,7 +239,7 @@ class SpeedRecipe:
     hard:Annotated[float, Field(gt=0, le=1)]=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks: airbench96's, cheap beside a large network
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
-    precision:Precision='auto'  # auto: bf16 where a timing finds it clearly faster, else float32
+    precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
     compiled:bool=False  # Network and optimiser through torch.compile: the network alone was slower on two cores; on a GPU it failed, and has not been run since
     seed:Seed=0  # Of all random numbers
     whiten:bool=True  # First layer from the statistics of patches, or learned

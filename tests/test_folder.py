@@ -37,7 +37,7 @@ def test_any_size_becomes_one_size(pets):
     assert len(train) + len(test) == 23 and train.mean == test.mean
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Test"), ("training", "val"), ("train", "validation")])
+@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Test"), ("training", "val"), ("train", "validation"), ("train", "eval")])
 def test_train_and_test_folders_are_used(tmp_path, names):
     for split, n in zip(names, (4, 2)):
         for i in range(n):
@@ -49,6 +49,20 @@ def test_train_may_be_a_class(tmp_path):
     for kind in ("bus", "train"):
         for i in range(5): picture(tmp_path / kind / f"{i}.png")
     assert load_images(str(tmp_path)).classes == ("bus", "train")
+
+
+def test_parts_without_a_training_part_are_no_classes(tmp_path):
+    for split in ("val", "test"):
+        for kind in ("good", "scratched"): picture(tmp_path / split / kind / "1.png")
+    with pytest.raises(DatasetError, match="test, val have the same folders inside"): load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("grey, said", [(("cat", "dog"), ["all pictures are grey"]), (("cat",), ["all pictures of cat are grey, and others are not"]), ((), [])])
+def test_grey_pictures_are_mentioned(tmp_path, caplog, grey, said):
+    for kind in ("cat", "dog"):
+        for i in range(5): picture(tmp_path / kind / f"{i}.png", mode="L" if kind in grey else "RGB")
+    for split in ("train", "test"): load_images(str(tmp_path), split)
+    assert len(caplog.messages) == len(said) and all(words in line for words, line in zip(said, caplog.messages))
 
 
 def test_hidden_files_are_no_pictures(pets):
