@@ -165,7 +165,7 @@ def best_device(
     if not re.fullmatch(r'cpu|mps|cuda(:\d{1,2})?', name): raise ConfigError(f'there is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps')
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ConfigError(f'device {name!r} cannot be used here: {str(e).splitlines()[0]} Use cpu, or auto for the best there is.') from None
+        raise ConfigError(f'device {name!r} cannot be used here: {str(e).splitlines()[0].rstrip(".")}. Use cpu, or auto for the best there is.') from None
     return name
 
 def device_note(
@@ -173,7 +173,8 @@ def device_note(
 )->str: # One line for a person
     "What we compute on, and what that means for the time it takes."
     if device.startswith('cuda'): return f'{torch.cuda.get_device_name(device)}: full-scale training takes seconds to minutes by the fast recipes.'
-    return f'{device}, {torch.get_num_threads()} threads: everything runs here; full-scale training takes minutes to hours, where a GPU takes seconds to minutes.'
+    n = torch.get_num_threads()
+    return f'{device}, {n} thread{"s"*(n > 1)}: everything runs here; full-scale training takes minutes to hours, where a GPU takes seconds to minutes.'
 
 # %% ../nbs/00_core.ipynb #c3d0636c
 def seed_everything(

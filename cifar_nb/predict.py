@@ -168,7 +168,8 @@ def find_model(
     "The file of a model: a path, then `Settings.models_dir`, then the bundled ones. Raises `ModelError` that lists the places."
     settings = settings or Settings.read()
     name = str(name or settings.model)
-    places = [Path(os.path.expanduser(name)), settings.models_dir/f'{name}.safetensors', Path(str(files('cifar_nb.weights')))/f'{name}.safetensors']
+    places = [Path(os.path.expanduser(name))]
+    if not name.endswith('.safetensors'): places += [folder/f'{name}.safetensors' for folder in (settings.models_dir, Path(str(files('cifar_nb.weights'))))]
     for place in places:
         try:
             if place.is_file(): return place

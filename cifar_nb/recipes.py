@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from .core import ConfigError, Count, Part, Rate, Seed, Settings, Share, Size, Whole, best_device, nearest, seed_everything, source_revision
+from .core import ConfigError, Count, DatasetError, Part, Rate, Seed, Settings, Share, Size, Whole, best_device, nearest, seed_everything, source_revision
 from .data import ARCHIVES, MIXES, POLICIES, BatchLoader, Images, find_mix, find_policy, load_images, train_val_split
 from .evaluate import Report, calibrate, evaluate
 from .models import ARCHITECTURES, count_parameters, create_model, imagenet_weights, transfer_
@@ -374,6 +374,7 @@ def run_recipe(
     images,test = prepare('train'),prepare('test')  # a damaged picture is found before the work, not after it
     train,valid = train_val_split(images, recipe.held_out, recipe.seed) if recipe.held_out else (images, None)
     judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, min(500, len(images)), device=device), images.classes, device, amp)
+    if recipe.batch_size > len(train): raise DatasetError(f'batch_size = {recipe.batch_size}, and {len(train):,} of the {len(images)+len(test):,} pictures are left to train on: use 2 to {len(train):,}')
     checkpoint = Checkpointer(path, dict(flat(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
     if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
