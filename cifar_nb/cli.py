@@ -143,7 +143,7 @@ def train(
     print(report.table())
     parts = [f'{card.validation_accuracy:.2%} of the held-out pictures'] if card.validation_accuracy is not None else []
     parts += [f'{card.test_accuracy:.2%} of the test pictures'] + ([f'{card.test_accuracy_tta:.2%} of them with test-time augmentation'] if card.test_accuracy_tta is not None else [])
-    print(f'saved {out}; it is right about ' + ', '.join(parts))
+    print(f'saved {out}; answered rightly: ' + ', '.join(parts))
 
 # %% ../nbs/12_cli.ipynb #2973a337
 @app.command()
