@@ -44,10 +44,10 @@ app = typer.Typer(add_completion=False)
 
 def fast_recipe(name, **changes):
     "A recipe of `speedrun` by name."
-    try: recipe = find_recipe(name)
+    try:
+        if not isinstance(find_recipe(name), SpeedRecipe): raise ConfigError(f"{name} is no fast recipe: benchmarks/recipes.py trains it")
+        return find_recipe(name, **changes)
     except ConfigError as e: raise typer.BadParameter(str(e)) from None
-    if not isinstance(recipe, SpeedRecipe): raise typer.BadParameter(f"{name} is no fast recipe: benchmarks/recipes.py trains it")
-    return find_recipe(name, **changes)
 
 
 def flops_of(recipe, images, device):
@@ -169,7 +169,7 @@ def layers(name: str = "speed94", precision: str = "auto"):
 
 
 @app.command()
-def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: int = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
+def run(name: Annotated[str, typer.Argument(help="A fast recipe")], runs: Annotated[int, typer.Option(min=1)] = 5, device: str = "auto", precision: str = "auto", compiled: bool = False, epochs: int | None = None):
     "Train a fast recipe with seeds 0, 1, …, and write results/NAME.json after each run."
     device, asked = best_device(device), precision
     fast_recipe(name)

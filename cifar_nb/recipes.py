@@ -162,11 +162,10 @@ def from_toml(
     text:str, # What it leaves out keeps its default
 )->Recipe|SpeedRecipe:
     "A recipe from text. Raises `ConfigError` that says where it is wrong."
-    try: values = tomllib.loads(text)
+    try: return recipe_from(tomllib.loads(text))
     except (ValueError, RecursionError) as e:
-        line = re.search(r'line (\d+)', str(e))
+        line = re.search(r'at line (\d+)', str(e))
         raise ConfigError(f'that is not TOML: {e}' + (f': {text.splitlines()[int(line[1])-1].strip()[:60]}' if line else '')) from None
-    return recipe_from(values)
 
 # %% ../nbs/07_recipes.ipynb #fe4f430e
 def same_network(
