@@ -53,19 +53,19 @@ def fast_recipe(name, **changes):
 def flops_of(recipe, images, device):
     "Of a whole training, optimiser included, by PyTorch's counter: one step at each size, times the steps."
     few, total = images[:2 * recipe.batch_size], 0
-    steps = len(images) // recipe.batch_size
+    steps = len(images) // recipe.batch_size / recipe.accumulate
     for size in {size_in(recipe, e) for e in range(recipe.epochs)}:
         epochs = [e for e in range(recipe.epochs) if size_in(recipe, e) == size]
         model = prepared(few, recipe, device)
-        opt = muon_for(model, replace(recipe, compiled=False), recipe.batch_size)
+        opt = muon_for(model, replace(recipe, compiled=False), recipe.batch_size)  # the rates do not matter
         batch = next(iter(epoch_loader(resized(few, size), recipe, epochs[0], device)))
         if recipe.hard < 1:
             proxy = prepared(few, recipe, device, widths=recipe.proxy_widths, depth=2)
             proxy_opt = muon_for(proxy, replace(recipe, compiled=False), recipe.batch_size)
             with FlopCounterMode(display=False) as counter:  # it looks at every batch, and learns from one in so many
                 batch, *_ = HardPart([batch] * recipe.proxy_every, recipe.hard, proxy, proxy_opt, F.cross_entropy, Amp(device, recipe.precision), every=recipe.proxy_every)
-            total += counter.get_total_flops() / recipe.proxy_every * steps * len(epochs)
-        with FlopCounterMode(display=False) as counter: train_epoch(model, [batch], opt, device=device)
+            total += counter.get_total_flops() / recipe.proxy_every * steps * recipe.accumulate * len(epochs)
+        with FlopCounterMode(display=False) as counter: train_epoch(model, [batch] * recipe.accumulate, opt, device=device, accumulate=recipe.accumulate)
         total += counter.get_total_flops() * steps * len(epochs)
     return total
 

@@ -222,7 +222,7 @@ RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'finetune': Recipe(architecture='speed_net', start='cifar10', held_out=.2, epochs=20, batch_size=32, smoothing=.1, schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'speed94': SpeedRecipe(),
     'speed96': SpeedRecipe(widths=(128, 384, 512), depth=3, epochs=40, smoothing=.2, shift=4, cutout=12, hard=.5),
-    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(96, 384, 512), epochs=16, head_lr=1.5, smoothing=.3),
+    'speed_cifar100': SpeedRecipe(data='cifar100', widths=(128, 512, 512), epochs=12, batch_size=500, accumulate=2, head_lr=1.5, smoothing=.3),
 }
 
 def find_recipe(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Widths', 'whiten_', 'identity_', 'orthogonalize', 'muon_steps', 'Muon', 'muon_for', 'mirrored', 'shift', 'resized',
-           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'speedrun']
+           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'recorded',
+           'speedrun']
 
 # %% ../nbs/06_speed.ipynb #0596dde0
 import ctypes
@@ -67,7 +68,7 @@ def orthogonalize(
     x = x/(x.norm()+1e-7)
     for _ in range(steps):
         a = x @ x.T
-        x = 3.4445*x + (-4.7750*a + 2.0315*a @ a) @ x
+        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)  # a x + (b A + c A A) x, few kernels
     return (x.T if len(g) > g.shape[1] else x).to(g.dtype)
 
 # %% ../nbs/06_speed.ipynb #433a095c
@@ -225,7 +226,8 @@ class SpeedRecipe:
     depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block: one before its pooling, one after
     epochs:Count=15  # Passes over the pictures: with 12, a run had 93.8% of the test pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
-    batch_size:Annotated[Count, Field(ge=2)]=1000  # Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    batch_size:Annotated[Count, Field(ge=2)]=1000  # Pictures a step of the loop. Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    accumulate:Count=1  # Steps of the loop a step of the optimiser: more of them and smaller batches need less memory
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, airbench's, for each picture in a batch: the loss is a mean, so it is multiplied by their number
@@ -292,6 +294,16 @@ def prepared(
     return model
 
 # %% ../nbs/06_speed.ipynb #c36a9721
+def recorded(
+    model:SpeedNet, # On a CUDA device, trained in place
+    shape:tuple[int, int, int, int], # Of every batch, (B,3,H,W)
+    amp:Amp, # Its precision is recorded too
+)->nn.Module: # Shares the weights of `model`; computes what it does, for batches of that shape while training
+    "Forward and backward as two CUDA graphs: all kernels of a pass are launched at once."
+    x = torch.zeros(shape, device=next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
+    with torch.autocast('cuda', amp.dtype or torch.bfloat16, enabled=amp.dtype is not None, cache_enabled=False):
+        return torch.cuda.make_graphed_callables(nn.Sequential(model).train(), (x,))
+
 def speedrun(
     recipe:SpeedRecipe, # What to do
     train:Images, # What to learn from
@@ -308,9 +320,9 @@ def speedrun(
     amp,loss_fn,history = Amp(device, recipe.precision), nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), History()
     recipe = replace(recipe, precision=amp.precision)  # settled once
     model = prepared(images, recipe, device)
-    learner = torch.compile(model, dynamic=False) if recipe.compiled else model  # shares its weights
-    opt = muon_for(model, recipe, n_hard)
-    sched = schedule_for(opt, 'linear', recipe.epochs, n_batches)
+    learner = compiled = torch.compile(model, dynamic=False) if recipe.compiled else model  # shares its weights
+    opt = muon_for(model, recipe, n_hard*recipe.accumulate)
+    sched = schedule_for(opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.accumulate))
     parts = dict(model=model, opt=opt, sched=sched, scaler=amp.scaler, history=history)
     if recipe.hard < 1:
         proxy,proxy_amp = prepared(images, recipe, device, widths=recipe.proxy_widths, depth=2),Amp(device, recipe.precision)
@@ -318,14 +330,16 @@ def speedrun(
         proxy_sched = schedule_for(proxy_opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.proxy_every))
         parts.update(proxy=proxy, proxy_opt=proxy_opt, proxy_sched=proxy_sched, proxy_scaler=proxy_amp.scaler)
     if checkpoint: checkpoint.load(**parts)
-    scaled = images
+    seen = None
     if device == 'cpu': keep_memory()  # only now, so that what the preparation took goes back
     for epoch in range(len(history), recipe.epochs):
         start,size = time.perf_counter(),size_in(recipe, epoch)
-        if scaled.pixels.shape[2] != size: scaled = resized(images, size)
+        if size != seen:
+            scaled,seen = resized(images, size),size
+            if recipe.compiled and device.startswith('cuda'): learner = recorded(compiled, (n_hard, *scaled.pixels.shape[1:]), amp)
         dl = epoch_loader(scaled, recipe, epoch, device)
         if recipe.hard < 1: dl = HardPart(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
-        try: loss = train_epoch(learner, progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched)
+        try: loss = train_epoch(learner, progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch+1}, {e}') from None
         history.add(epoch=epoch+1, size=size, train_loss=loss, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
