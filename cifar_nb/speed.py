@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Widths', 'whiten_', 'identity_', 'orthogonalize', 'muon_steps', 'Muon', 'muon_for', 'mirrored', 'shift', 'resized',
-           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'recorded',
+           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'fused',
            'speedrun']
 
 # %% ../nbs/06_speed.ipynb #0596dde0
 import ctypes
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -242,7 +243,7 @@ class SpeedRecipe:
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks: airbench96's, cheap beside a large network
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
-    compiled:bool=False  # Network and optimiser through torch.compile: the network alone was slower on two cores; on a GPU it failed, and has not been run since
+    compiled:bool=False  # Network and optimiser through torch.compile: a quarter less time on a GPU, once the minute of compiling is over; slower on two cores
     seed:Seed=0  # Of all random numbers
     whiten:bool=True  # First layer from the statistics of patches, or learned
     identity:bool=True  # Filters begin as the identity, or at random
@@ -294,15 +295,17 @@ def prepared(
     return model
 
 # %% ../nbs/06_speed.ipynb #c36a9721
-def recorded(
-    model:SpeedNet, # On a CUDA device, trained in place
+def fused(
+    model:SpeedNet, # On its device
     shape:tuple[int, int, int, int], # Of every batch, (B,3,H,W)
-    amp:Amp, # Its precision is recorded too
-)->nn.Module: # Shares the weights of `model`; computes what it does, for batches of that shape while training
-    "Forward and backward as two CUDA graphs: all kernels of a pass are launched at once."
+    amp:Amp, # Its device and precision
+)->nn.Module: # Trains the weights of `model`
+    "The network through torch.compile; on a GPU each pass, forward or backward, is recorded and launched as a whole (a CUDA graph)."
+    compiled = torch.compile(model, dynamic=False)
+    if amp.kind != 'cuda': return compiled
     x = torch.zeros(shape, device=next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
     with torch.autocast('cuda', amp.dtype or torch.bfloat16, enabled=amp.dtype is not None, cache_enabled=False):
-        return torch.cuda.make_graphed_callables(nn.Sequential(model).train(), (x,))
+        return torch.cuda.make_graphed_callables(nn.Sequential(compiled).train(), (x,))
 
 def speedrun(
     recipe:SpeedRecipe, # What to do
@@ -320,7 +323,6 @@ def speedrun(
     amp,loss_fn,history = Amp(device, recipe.precision), nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), History()
     recipe = replace(recipe, precision=amp.precision)  # settled once
     model = prepared(images, recipe, device)
-    learner = compiled = torch.compile(model, dynamic=False) if recipe.compiled else model  # shares its weights
     opt = muon_for(model, recipe, n_hard*recipe.accumulate)
     sched = schedule_for(opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.accumulate))
     parts = dict(model=model, opt=opt, sched=sched, scaler=amp.scaler, history=history)
@@ -330,16 +332,16 @@ def speedrun(
         proxy_sched = schedule_for(proxy_opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.proxy_every))
         parts.update(proxy=proxy, proxy_opt=proxy_opt, proxy_sched=proxy_sched, proxy_scaler=proxy_amp.scaler)
     if checkpoint: checkpoint.load(**parts)
-    seen = None
+    learners,seen = {},None  # one a size
+    if recipe.compiled: gc.collect()  # graphs of an earlier run must not be freed while others are recorded
     if device == 'cpu': keep_memory()  # only now, so that what the preparation took goes back
     for epoch in range(len(history), recipe.epochs):
         start,size = time.perf_counter(),size_in(recipe, epoch)
-        if size != seen:
-            scaled,seen = resized(images, size),size
-            if recipe.compiled and device.startswith('cuda'): learner = recorded(compiled, (n_hard, *scaled.pixels.shape[1:]), amp)
+        if size != seen: scaled,seen = resized(images, size),size
+        if size not in learners: learners[size] = fused(model, (n_hard, *scaled.pixels.shape[1:]), amp) if recipe.compiled else model
         dl = epoch_loader(scaled, recipe, epoch, device)
         if recipe.hard < 1: dl = HardPart(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
-        try: loss = train_epoch(learner, progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
+        try: loss = train_epoch(learners[size], progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch+1}, {e}') from None
         history.add(epoch=epoch+1, size=size, train_loss=loss, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
