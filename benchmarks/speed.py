@@ -65,7 +65,7 @@ def flops_of(recipe, images, device):
             with FlopCounterMode(display=False) as counter:  # it looks at every batch, and learns from one in so many
                 batch, *_ = HardPart([batch] * recipe.proxy_every, recipe.hard, proxy, proxy_opt, F.cross_entropy, Amp(device, recipe.precision), every=recipe.proxy_every)
             total += counter.get_total_flops() / recipe.proxy_every * steps * recipe.accumulate * len(epochs)
-        with FlopCounterMode(display=False) as counter: train_epoch(model, [batch] * recipe.accumulate, opt, device=device, accumulate=recipe.accumulate)
+        with FlopCounterMode(display=False) as counter: train_epoch(model, [batch] * recipe.accumulate, opt, device=device, amp=Amp(device, recipe.precision), accumulate=recipe.accumulate)
         total += counter.get_total_flops() * steps * len(epochs)
     return total
 

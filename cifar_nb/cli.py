@@ -106,7 +106,7 @@ def train(
     data:Annotated[str|None, typer.Option(help=f"{DATA_HELP} [else the recipe's own]", callback=filled(DATA_HELP))]=None,
     start:Annotated[str|None, typer.Option(metavar='MODEL', help="Begin with the weights of this model, or with imagenet's; '' is random [else the recipe's own]")]=None,
     epochs:Annotated[int|None, typer.Option(min=1, help="Passes over the training pictures [else the recipe's own]")]=None,
-    batch_size:Annotated[int|None, typer.Option(min=2, help="Pictures a step [else the recipe's own]")]=None,
+    batch_size:Annotated[int|None, typer.Option(min=2, help="Pictures a batch [else the recipe's own]")]=None,
     lr:Annotated[float|None, typer.Option(help="Learning rate [else the recipe's own]")]=None,
     held_out:Annotated[float|None, typer.Option(help="Share of the training pictures to choose by; 0 trains on all [else the recipe's own]")]=None,
     change:Annotated[list[str]|None, typer.Option('--set', metavar='KEY=VALUE', help='Any key of the recipe, such as optimizer.name=adamw; may be repeated')]=None,
@@ -153,7 +153,7 @@ def recipes(
     "List the recipes, or print one: the text is a file for `cifar-nb train --recipe FILE.toml`."
     from cifar_nb.recipes import RECIPES, find_recipe, to_toml
     if name: print(to_toml(find_recipe(name)), end='')
-    else: print(Table(['recipe', 'data', 'network', 'epochs', 'batch size'], [[name, r.data, r.architecture, r.epochs, r.batch_size] for name,r in RECIPES.items()]))
+    else: print(Table(['recipe', 'data', 'network', 'epochs', 'pictures a step'], [[name, r.data, r.architecture, r.epochs, r.batch_size*r.accumulate] for name,r in RECIPES.items()]))
 
 # %% ../nbs/12_cli.ipynb #6635426a
 @app.command()

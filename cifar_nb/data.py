@@ -8,11 +8,11 @@ __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE
            'shape_masks', 'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack',
            'on_disk', 'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image',
            'upright', 'to_rgb', 'fit_image', 'class_folders', 'picture_files', 'read_folder', 'spread', 'split_folders',
-           'note_grey', 'load_folder', 'load_images', 'train_val_split', 'per_channel', 'normalize', 'augment_flip',
-           'augment_crop', 'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted',
-           'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic',
-           'find_policy', 'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows',
-           'dataloaders', 'BatchLoader']
+           'note_grey', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip', 'augment_crop',
+           'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted', 'augment_enhanced',
+           'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic', 'find_policy',
+           'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows', 'dataloaders',
+           'BatchLoader']
 
 # %% ../nbs/01_data.ipynb #f3636904
 import hashlib
@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -465,20 +465,14 @@ def train_val_split(
     return images[~mask], images[mask]
 
 # %% ../nbs/01_data.ipynb #2a5e5be3
-@lru_cache(maxsize=64)
-def per_channel(
-    values:tuple[float, ...], # On a scale from 0 to 1
-    device:torch.device, # Where it is kept: copied for each batch, it would make a GPU wait for Python
-)->Tensor: # float32 (C,1,1), on a scale from 0 to 255
-    return 255*torch.tensor(values, device=device).view(-1, 1, 1)
-
 def normalize(
     pixels:Tensor, # uint8 (B,3,H,W)
-    mean:tuple[float, ...], # Per channel, on a scale from 0 to 1
-    std:tuple[float, ...], # Likewise
+    mean:tuple[float, ...]|Tensor, # Per channel, on a scale from 0 to 1
+    std:tuple[float, ...]|Tensor, # Likewise
 )->Tensor: # float32 (B,3,H,W), about mean 0 and deviation 1
     "Bytes to centred floats: `(x/255 - mean)/std` for each channel."
-    return (pixels-per_channel(tuple(mean), pixels.device)).div_(per_channel(tuple(std), pixels.device))
+    mean,std = (255*torch.as_tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, std))
+    return (pixels-mean).div_(std)
 
 # %% ../nbs/01_data.ipynb #7ff3e49c
 def augment_flip(
@@ -764,6 +758,7 @@ class BatchLoader:
         if not 1 <= batch_size <= len(images): raise DatasetError(f'batch size {batch_size} does not fit {len(images):,} pictures: use 1 to {len(images):,}')
         self.images,self.batch_size,self.augment,self.shuffle,self.drop_last,self.mix = images,batch_size,augment,shuffle,drop_last,mix
         self.pixels,self.labels = images.pixels.to(device),images.labels.to(device)
+        self.stats = [torch.tensor(v, device=device) for v in (images.mean, images.std)]  # copied for each batch, they would make Python wait until a GPU has done all before
 
     def __len__(self): return len(self.images)//self.batch_size if self.drop_last else -(-len(self.images)//self.batch_size)
 
@@ -773,6 +768,6 @@ class BatchLoader:
         for which in order.split(self.batch_size)[:len(self)]:
             x,y = self.pixels[which],self.labels[which]
             if self.augment: x = self.augment(x)
-            x = normalize(x, self.images.mean, self.images.std)
+            x = normalize(x, *self.stats)
             if self.mix: x,y = self.mix(x, y)
             yield x.contiguous(memory_format=torch.channels_last), y

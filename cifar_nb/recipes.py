@@ -73,8 +73,8 @@ class Recipe:
     model:dict[str, Any]=field(default_factory=dict)  # Its arguments, other than the number of classes and the size
     start:str=''                           # Weights to start from: 'imagenet', a model's name or file (which then sets architecture and arguments), or random
     epochs:Count=18                        # Passes over the pictures, fewer when stopped early
-    batch_size:Annotated[Count, Field(ge=2)]=64  # Pictures a step of the loop; batch norm needs two
-    accumulate:Count=1                     # Steps of the loop a step of the optimiser
+    batch_size:Annotated[Count, Field(ge=2)]=64  # Pictures a batch; batch norm needs two
+    accumulate:Count=1                     # Batches whose gradients make one step
     smoothing:Part=0.  # Share of each label that is spread over all classes
     optimizer:OptimizerConfig=OptimizerConfig()
     schedule:ScheduleConfig=ScheduleConfig()

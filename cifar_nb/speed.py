@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Widths', 'whiten_', 'identity_', 'orthogonalize', 'muon_steps', 'Muon', 'muon_for', 'mirrored', 'shift', 'resized',
-           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'prepared', 'fused',
+           'SixViews', 'HardPart', 'keep_memory', 'SpeedRecipe', 'size_in', 'epoch_loader', 'fused', 'prepared',
            'speedrun']
 
 # %% ../nbs/06_speed.ipynb #0596dde0
@@ -69,7 +69,7 @@ def orthogonalize(
     x = x/(x.norm()+1e-7)
     for _ in range(steps):
         a = x @ x.T
-        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)  # a x + (b A + c A A) x, few kernels
+        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)  # 3.4445 x - 4.775 a x + 2.0315 a a x; addmm multiplies and adds in one call
     return (x.T if len(g) > g.shape[1] else x).to(g.dtype)
 
 # %% ../nbs/06_speed.ipynb #433a095c
@@ -227,15 +227,15 @@ class SpeedRecipe:
     depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block: one before its pooling, one after
     epochs:Count=15  # Passes over the pictures: with 12, a run had 93.8% of the test pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
-    batch_size:Annotated[Count, Field(ge=2)]=1000  # Pictures a step of the loop. Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    accumulate:Count=1  # Steps of the loop a step of the optimiser: more of them and smaller batches need less memory
+    batch_size:Annotated[Count, Field(ge=2)]=1000  # Pictures a batch. Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
+    accumulate:Count=1  # Batches whose gradients make one step: two of half the size take little more than half the memory, but batch norm measures each by itself
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
-    bias_lr:Rate=.053  # Of biases, airbench's, for each picture in a batch: the loss is a mean, so it is multiplied by their number
+    bias_lr:Rate=.053  # Of biases, airbench's, for each picture in a step: the loss is a mean, so it is multiplied by their number
     head_lr:Rate=.67  # Of the head, airbench's, likewise; large, since its scores are divided by its width. For up to ten classes; it grows with their number
     sgd_lr:Rate=.0015  # Of filters when they are not orthogonal, likewise; for the ladder below
     sgd_momentum:Share=.85  # Of whatever SGD moves: longer than Muon's, since these gradients are noisy and not evened out
-    decay:Share=2e-6  # What SGD pulls towards 0, airbench's, for each picture in a batch
+    decay:Share=2e-6  # What SGD pulls towards 0, airbench's, for each picture in a step
     smoothing:Part=.1  # Share of each label that is spread over all classes, so that clear pictures stop pulling; a fifth was no better
     shift:Whole=2  # Pixels; few epochs overfit little
     cutout:Whole=0  # Pixels; for large networks in long runs
@@ -243,7 +243,7 @@ class SpeedRecipe:
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks: airbench96's, cheap beside a large network
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
-    compiled:bool=False  # Network and optimiser through torch.compile: a quarter less time on a GPU, once the minute of compiling is over; slower on two cores
+    compiled:bool=False  # Network and optimiser through torch.compile, on a GPU recorded as well: a quarter less time there, once that is done; slower on two cores
     seed:Seed=0  # Of all random numbers
     whiten:bool=True  # First layer from the statistics of patches, or learned
     identity:bool=True  # Filters begin as the identity, or at random
@@ -281,6 +281,23 @@ def epoch_loader(
         return cutout(x, round(recipe.cutout*scale)) if recipe.cutout else x
     return BatchLoader(images, recipe.batch_size, augment, shuffle=True, device=device, drop_last=True)
 
+# %% ../nbs/06_speed.ipynb #41a64fc9
+def fused(
+    model:SpeedNet, # On its device
+    shape:tuple[int, int, int, int], # Of every batch, (B,3,H,W)
+    amp:Amp, # Its device and precision
+    accumulate:int=1, # Batches whose gradients add up
+)->nn.Module: # Trains the weights of `model`
+    "The network through torch.compile; on a GPU forward and backward are recorded as well (CUDA graphs)."
+    compiled = torch.compile(model, dynamic=False)
+    if amp.kind != 'cuda' or accumulate > 1: return compiled  # a recorded pass overwrites the gradients that should add up (pytorch issue 181723)
+    x = torch.zeros(shape, device=next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
+    statistics = [b.clone() for b in model.buffers()]  # recording begins with a few passes of zeros
+    with torch.cuda.device(x.device), torch.autocast('cuda', amp.dtype or torch.bfloat16, enabled=amp.dtype is not None, cache_enabled=False):
+        recorded = torch.cuda.make_graphed_callables(nn.Sequential(compiled).train(), (x,))
+    for b,before in zip(model.buffers(), statistics): b.copy_(before)
+    return recorded
+
 # %% ../nbs/06_speed.ipynb #9ad02e6a
 def prepared(
     images:Images, # What it will be trained on
@@ -295,18 +312,6 @@ def prepared(
     return model
 
 # %% ../nbs/06_speed.ipynb #c36a9721
-def fused(
-    model:SpeedNet, # On its device
-    shape:tuple[int, int, int, int], # Of every batch, (B,3,H,W)
-    amp:Amp, # Its device and precision
-)->nn.Module: # Trains the weights of `model`
-    "The network through torch.compile; on a GPU each pass, forward or backward, is recorded and launched as a whole (a CUDA graph)."
-    compiled = torch.compile(model, dynamic=False)
-    if amp.kind != 'cuda': return compiled
-    x = torch.zeros(shape, device=next(model.parameters()).device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast('cuda', amp.dtype or torch.bfloat16, enabled=amp.dtype is not None, cache_enabled=False):
-        return torch.cuda.make_graphed_callables(nn.Sequential(compiled).train(), (x,))
-
 def speedrun(
     recipe:SpeedRecipe, # What to do
     train:Images, # What to learn from
@@ -320,6 +325,7 @@ def speedrun(
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     if recipe.by_turns: images = mirrored(images, torch.rand(len(images)) < .5)
     n_batches,n_hard = len(epoch_loader(images, recipe, 0, device)),math.ceil(recipe.hard*recipe.batch_size)
+    if recipe.accumulate > n_batches: raise ConfigError(f'accumulate = {recipe.accumulate}, and an epoch has {n_batches} batches of {recipe.batch_size}: use 1 to {n_batches}')
     amp,loss_fn,history = Amp(device, recipe.precision), nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), History()
     recipe = replace(recipe, precision=amp.precision)  # settled once
     model = prepared(images, recipe, device)
@@ -338,7 +344,7 @@ def speedrun(
     for epoch in range(len(history), recipe.epochs):
         start,size = time.perf_counter(),size_in(recipe, epoch)
         if size != seen: scaled,seen = resized(images, size),size
-        if size not in learners: learners[size] = fused(model, (n_hard, *scaled.pixels.shape[1:]), amp) if recipe.compiled else model
+        if size not in learners: learners[size] = fused(model, (n_hard, *scaled.pixels.shape[1:]), amp, recipe.accumulate) if recipe.compiled else model
         dl = epoch_loader(scaled, recipe, epoch, device)
         if recipe.hard < 1: dl = HardPart(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
         try: loss = train_epoch(learners[size], progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
