@@ -228,7 +228,7 @@ class SpeedRecipe:
     epochs:Count=15  # Passes over the pictures: with 12, a run had 93.8% of the test pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:Annotated[Count, Field(ge=2)]=1000  # Pictures a batch. Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
-    accumulate:Count=1  # Batches whose gradients make one step: two of half the size take little more than half the memory, but batch norm measures each by itself
+    accumulate:Count=1  # Batches whose gradients make one step: two of half the size need less memory, but batch norm measures each by itself
     lr:Rate=.24  # Of Muon, airbench's: about the first step's length divided by that of the layer's filters, which is held at the root of their number
     momentum:Share=.6  # Of Muon: short, since there are few steps
     bias_lr:Rate=.053  # Of biases, airbench's, for each picture in a step: the loss is a mean, so it is multiplied by their number
