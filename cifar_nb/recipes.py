@@ -218,7 +218,7 @@ RECIPES:dict[str, Recipe|SpeedRecipe] = {
     'se_resnet': Recipe(data='cifar100', architecture='se_resnet', model=dict(width=2), epochs=100, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('cosine')),
     'se_resnet_tuned': SpeedRecipe(data='cifar100', widths=(48, 192, 384), epochs=30, head_lr=1.5, smoothing=.3),
     'resnet18': Recipe(architecture='resnet18', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle', warmup=.3)),
-    'resnet18_tuned': Recipe(architecture='resnet18', policy='cutout', epochs=30, batch_size=512, smoothing=.1, optimizer=OptimizerConfig('muon', lr=.12, momentum=.8, weight_decay=5e-4, other_lr=.05), schedule=ScheduleConfig('one_cycle', warmup=.1)),
+    'resnet18_tuned': SpeedRecipe(widths=(128, 512, 512), epochs=20, batch_size=500, accumulate=2),
     'resnet34': Recipe(architecture='resnet34', epochs=30, batch_size=128, optimizer=OptimizerConfig('sgd', lr=.1, weight_decay=5e-4), schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'finetune': Recipe(architecture='speed_net', start='cifar10', held_out=.2, epochs=20, batch_size=32, smoothing=.1, schedule=ScheduleConfig('one_cycle', warmup=.3)),
     'speed94': SpeedRecipe(),
