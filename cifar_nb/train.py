@@ -317,6 +317,7 @@ class History:
         for ax in right:
             ax.plot(self.column('epoch'), self.column('valid_accuracy'), color='C1')
             ax.set(xlabel='epoch', ylabel='validation accuracy')
+        for ax in axes[0]: ax.xaxis.get_major_locator().set_params(integer=True)  # no half epochs
         plt.close(fig)
         return fig
 
