@@ -4,6 +4,7 @@
 
 Writes results/half.json. Any file of 32-bit weights will do, such as those that benchmarks/recipes.py leaves.
 """
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ def main(files: Annotated[list[Path], typer.Argument(help="Model files")], devic
     device, rows = best_device(device), []
     for file in files:
         model, card = load_model(str(file))
-        images = load_images(card.dataset, "test")
+        images = replace(load_images(card.dataset, "test", card.input_size), mean=card.mean, std=card.std)
         dl = BatchLoader(images, 500, device=device)
         def tested(model, dl=dl, images=images): return [evaluate(m, dl, images.classes, device) for m in (model.to(device), SixViews(model))]
         full, rounded = tested(model), tested(model.half().float())

@@ -26,7 +26,7 @@ def processor():
 
 def arithmetic():
     "The widest vector units of the processor that PyTorch uses, and whether it multiplies with 16 bits."
-    bf16 = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+    bf16 = any(there for name, there in getattr(torch.cpu, "get_capabilities", dict)().items() if "bf16" in name)  # new in PyTorch 2.11
     return torch.backends.cpu.get_cpu_capability() + (" and bf16" if bf16 else "")
 
 

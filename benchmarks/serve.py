@@ -278,7 +278,7 @@ def soak(args):
             backend = server.settle()
             wrk = subprocess.Popen(["wrk", "-t1", "-c256", f"-d{args.seconds}s", "--timeout", "30s", "-s", script, f"{server.url}/predict"], stdout=subprocess.PIPE, text=True)
             time.sleep(10)
-            early = memory(family(server.process.pid))
+            early = late = memory(family(server.process.pid))
             while wrk.poll() is None:
                 late = memory(family(server.process.pid))
                 time.sleep(2)

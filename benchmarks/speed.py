@@ -213,7 +213,7 @@ def published(script, runs):
 
 @app.command()
 def beside(script: Annotated[Path, typer.Argument(help="airbench94_muon.py, or another script that prints the same table", exists=True, dir_okay=False)], name: str = "speed94",
-           runs: int = 20, device: str = "cuda", precision: str = "auto", compiled: bool = False):
+           runs: Annotated[int, typer.Option(min=1)] = 20, device: str = "cuda", precision: str = "auto", compiled: bool = False):
     "A published script and a fast recipe of ours, one after the other on the same card: accuracies with test-time augmentation, seconds from the data on the device to that accuracy."
     device = best_device(device)
     fast_recipe(name)

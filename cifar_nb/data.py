@@ -656,7 +656,7 @@ def find_policy(
 # %% ../nbs/01_data.ipynb #e06678fd
 def partners(
     x:Tensor, # (B,3,H,W)
-    alpha:float, # Of the Beta distribution: 1 draws all shares alike, less draws more near 0 and 1
+    alpha:float, # Of the Beta distribution: at 1 every share from 0 to 1 is equally likely, below 1 those near 0 and 1 are likelier
 )->tuple[Tensor, Tensor]: # float (B,), the share that each picture keeps; int64 (B,), whom it is mixed with
     "Draw a share and a partner for each picture of a batch."
     a = torch.tensor(float(alpha), device=x.device)

@@ -268,7 +268,7 @@ def checked(
     "Each argument is of the kind that is written beside it, and no number is absurd. Raises `ConfigError` that names the argument, also one below 1 or beyond `MOST`."
     hints = get_type_hints(build.__init__ if inspect.isclass(build) else build.func)
     for key,value in arguments.items():
-        try: TypeAdapter(hints[key], config=dict(strict=True, allow_inf_nan=False)).validate_json(json.dumps(value))
+        try: TypeAdapter(hints[key], config=dict(strict=True, allow_inf_nan=False)).validate_json(json.dumps(value, default=str))  # TOML has dates
         except ValidationError as e: raise ConfigError(f'{key} = {reprlib.repr(value)}: {e.errors()[0]["msg"].lower()}') from None
     if arguments.get('n_classes', 2) < 2: raise ConfigError(f'n_classes = {arguments["n_classes"]}: there is nothing to tell apart; use 2 or more')
     for key in [k for k in MOST if k in arguments]:

@@ -52,7 +52,7 @@ class ModelCard(BaseModel):
     seed:int = Field(description='Of the random numbers')
     validation_accuracy:Share|None = Field(description='Top-1 on held-out training pictures, which choices were made by; null if none were held out')
     test_accuracy:Share|None = Field(description='Top-1 on the test pictures, without test-time augmentation')
-    test_accuracy_tta:Share|None = Field(description='The same with test-time augmentation (the mean score over several shifted and mirrored views of each picture); null if there is none')
+    test_accuracy_tta:Share|None = Field(description='The same with test-time augmentation (pictures that are unsure at first are looked at again, shifted and mirrored, and the scores averaged); null if there is none')
     temperature:float = Field(ge=.01, le=100, description='Logits are divided by it before softmax; 1 leaves them')
     confidence_threshold:Share|None = Field(description='What 95% of the validation pictures reach; below it the model is unusually unsure, and a picture is called unfamiliar; null if not measured')
     versions:dict[str, str] = Field(description='Of Python and PyTorch, and the machine, that trained it')
@@ -103,7 +103,7 @@ def check_fit(
     model:nn.Module, # With its weights, in evaluation mode
     card:ModelCard, # That shall describe it
 ):
-    "The weights are numbers, and there is one score a class. Raises `ValueError`."
+    "The weights are numbers, and there is one score a class. Raises `ValueError`, or whatever the network raises for pictures of that size."
     if not all(v.isfinite().all() for v in model.state_dict().values()): raise ValueError('some of its weights are infinite or not numbers')
     hooks = [layer.register_forward_pre_hook(not_huge) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     try:
@@ -115,7 +115,7 @@ def check_fit(
 def parse_model(
     data:bytes, # A whole model file
 )->tuple[nn.Module, ModelCard]: # On the CPU, in evaluation mode
-    "Check and rebuild a model. Raises `ValueError` that says what is wrong."
+    "Check and rebuild a model. Raises `ValueError`, or whatever safetensors, PyTorch and `create_model` raise: `read_model` makes one error of them."
     if not data: raise ValueError('it is empty')
     if data.startswith((b'PK', b'\x80')) and data[8:9] != b'{': raise ValueError('it is a pickle (.pth, .pt), which could run code; read a plain state dict with import_state_dict')
     if len(data) < 8 + int.from_bytes(data[:8], 'little'): raise ValueError('it is cut short, or not a safetensors file')
@@ -155,7 +155,6 @@ def import_state_dict(
         model = create_model(card.architecture, **card.arguments)
         model.load_state_dict(weights)
         check_fit(model.eval().requires_grad_(False), card)
-    except CifarNbError: raise
     except UnpicklingError: raise ModelError(f'{path} cannot be imported: it is damaged, or holds more than a plain dictionary of tensors, which could run code') from None
     except Exception as e: raise ModelError(f'{path} cannot be imported: {" ".join(str(e).split())[:300]}') from None
     return model

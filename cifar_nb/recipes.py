@@ -186,7 +186,7 @@ def with_changes(
     changes:dict[str, Any], # By key, such as `optimizer.lr`; a text is read as TOML where it can be
     settings:Settings|None=None, # Where a start is looked for; read from the environment when None
 )->Recipe|SpeedRecipe: # Another one
-    "A recipe that differs. Raises `ConfigError` that names the key, and the nearest right one; also for a network that is not that of the start."
+    "A recipe that differs. Raises `ConfigError` that names the key, and the nearest right one, also for a network that is not that of the start; `ModelError` when that cannot be read."
     values = json.loads(json.dumps(asdict(recipe)))
     known = known_keys(recipe.loop, str(changes.get('architecture', recipe.architecture)))
     paths = []
@@ -199,6 +199,7 @@ def with_changes(
         *above,last = path.split('.')
         place = values
         for part in above: place = place[part]
+        if not isinstance(place, dict): raise ConfigError(f'{".".join(above)} = {place!r}: it is a section with keys of its own')
         if isinstance(value, str) and not isinstance(place.get(last), str):
             try: value = tomllib.loads(f'v = {value}')['v']
             except (ValueError, RecursionError): pass
@@ -230,7 +231,7 @@ def find_recipe(
     name:str, # A key of `RECIPES`, or a TOML file
     **changes, # By key, `__` for the dot, as in `optimizer__lr`; None leaves a field
 )->Recipe|SpeedRecipe:
-    "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range."
+    "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range, `ModelError` for a start that cannot be read."
     if name.endswith('.toml'):
         try:
             text = Path(os.path.expanduser(name)).read_text(encoding='utf-8')
@@ -307,7 +308,7 @@ def train_by(
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[nn.Module, History]: # With the weights that the recipe keeps
-    "Train. Raises `ConfigError` or `DatasetError` for what cannot be trained, `TrainingDiverged` when the loss is no number."
+    "Train. Raises `ConfigError` or `DatasetError` for what cannot be trained, `ModelError` for a checkpoint that cannot be gone on from, `TrainingDiverged` when the loss is no number."
     if device == 'cpu': keep_memory()
     seed_everything(recipe.seed)
     model = built(recipe, len(train.classes), weights).to(device)
@@ -362,7 +363,7 @@ def run_recipe(
     half:bool=False, # Save 16-bit weights; what is tested is what is saved
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test pictures
-    "Train, test once, save. Raises `ConfigError`, `DatasetError` or `ModelError` for what cannot be trained."
+    "Train, test once, save. Raises what `load_images`, `load_model`, `train_by` and `speedrun` raise, each a `CifarNbError` that says what to do."
     recipe = recipe_from(asdict(recipe))  # one that was written in Python has not been checked yet
     device,revision,path = best_device(settings.device),source_revision(),out.with_suffix('.ckpt')
     if fresh: path.unlink(missing_ok=True)

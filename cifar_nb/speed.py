@@ -319,7 +319,7 @@ def speedrun(
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[SpeedNet, History]: # A row an epoch: `epoch`, `size`, `train_loss`, `seconds`
-    "Train a `SpeedNet`. Raises `ConfigError` or `DatasetError` for what cannot be trained, `TrainingDiverged` when the loss is no number."
+    "Train a `SpeedNet`. Raises `ConfigError` or `DatasetError` for what cannot be trained, `ModelError` for a checkpoint that cannot be gone on from, `TrainingDiverged` when the loss is no number."
     if recipe.epochs < 1: raise ConfigError(f'{recipe.epochs} epochs train nothing: use 1 or more')
     seed_everything(recipe.seed)
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))

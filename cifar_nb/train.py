@@ -279,7 +279,7 @@ class EarlyStopping:
     ):
         "Look at one epoch."
         value = getattr(report, self.monitor)
-        if math.isnan(value): value = math.inf  # a loss that is no number is the worst
+        if math.isnan(value): value = math.inf if self.monitor == 'loss' else -math.inf  # no number is the worst
         better = self.best is None or (value > self.best if self.monitor == 'accuracy' else value < self.best)
         self.since = 0 if better else self.since+1
         if better: self.best,self.weights = value,{k: v.detach().clone() for k,v in model.state_dict().items()}
