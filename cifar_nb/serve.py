@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MISSING', 'log', 'CSP', 'PAGE_CSP', 'DOCS_CSP', 'HEADERS', 'POLICIES', 'STATIC', 'PROBLEMS', 'PIXEL', 'FILE',
            'JSON_BODY', 'BODIES', 'TopK', 'View', 'REFUSALS', 'SERVER', 'Problem', 'Answer', 'Explanation', 'Failure',
-           'Named', 'Health', 'Alive', 'Classes', 'ImageBody', 'from_base64', 'content_kind', 'as_request_error',
-           'read_json', 'read_request', 'read_files', 'as_data_url', 'Job', 'busy', 'decoded', 'explained', 'compute',
-           'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'tidy', 'fetched', 'reload', 'load',
-           'hasten', 'drain', 'BodyLimit', 'Records', 'JsonLines', 'TextLines', 'start_logging', 'key_check',
-           'form_body', 'documented', 'sentence', 'origin_pattern', 'create_app', 'add_problems', 'add_information',
-           'reply', 'add_predictions', 'one_of_many', 'add_more_predictions', 'add_operations', 'hup_later',
-           'hear_signals', 'open_port', 'address_of', 'served', 'Workers', 'app_of_worker', 'run']
+           'Named', 'Health', 'Alive', 'Classes', 'ImageBody', 'from_base64', 'utf8_form', 'content_kind',
+           'as_request_error', 'read_json', 'read_request', 'read_files', 'as_data_url', 'Job', 'busy', 'late',
+           'decoded', 'explained', 'compute', 'Metrics', 'first_and_others', 'answered', 'Engine', 'deliver', 'tidy',
+           'fetched', 'reload', 'load', 'hasten', 'drain', 'BodyLimit', 'Records', 'JsonLines', 'TextLines',
+           'start_logging', 'key_check', 'form_body', 'documented', 'sentence', 'origin_pattern', 'create_app',
+           'add_problems', 'add_information', 'reply', 'add_predictions', 'one_of_many', 'add_more_predictions',
+           'add_operations', 'hup_later', 'hear_signals', 'open_port', 'address_of', 'served', 'Workers',
+           'app_of_worker', 'run']
 
 # %% ../nbs/10_serve.ipynb #0d96e5a3
 import asyncio
@@ -120,6 +121,10 @@ def from_base64(
 # %% ../nbs/10_serve.ipynb #598ff7b4
 MISSING = 'there is no picture in the request; send a multipart form with a field "file", or JSON {"image_base64": "…"}'
 
+def utf8_form(request:Request):
+    "Forms are UTF-8 (RFC 7578). Raises a 400 for another charset, since Starlette decodes with whatever codec of Python's a form names, and some take minutes."
+    if re.search(r';\s*charset\s*=(?!\s*"?utf-?8"?\s*(;|$))', request.headers.get('content-type', ''), re.IGNORECASE): raise HTTPException(400, 'forms are read as UTF-8: leave out the charset')
+
 def content_kind(request:Request)->str: # Such as application/json
     "What a request says that its body is."
     return request.headers.get('content-type', '').partition(';')[0].strip().lower()
@@ -142,6 +147,7 @@ async def read_request(request:Request)->tuple[bytes, int|None]: # The picture f
     kind = content_kind(request)
     if kind == 'application/json': return await read_json(request)
     if kind == 'multipart/form-data':
+        utf8_form(request)
         async with request.form(max_files=4, max_fields=100) as form:
             upload = next((form[name] for name in ('file', 'image') if isinstance(form.get(name), UploadFile)), None)
             with as_request_error(): top_k = ImageBody(image_base64='', top_k=form.get('top_k')).top_k
@@ -155,6 +161,7 @@ async def read_files(
 )->list[bytes]: # The picture files, in the order of the form
     "All files of a form, whatever their fields are called. Raises `ImageError` when there is none, `HTTPException` for too many or a broken form."
     if content_kind(request) != 'multipart/form-data': raise ImageError('send the pictures as files of a multipart form, all in fields "files"')
+    utf8_form(request)
     async with request.form(max_files=most, max_fields=100) as form:
         files = [await value.read() for _,value in form.multi_items() if isinstance(value, UploadFile)]
     if not files: raise ImageError('there is no file in the form; send the pictures in fields "files"')
@@ -179,11 +186,16 @@ class Job:
     view:bool=False  # Whether to send back what the model saw
     explain:bool=False  # Whether to say where it looked
     since:float=field(default_factory=time.monotonic)  # When it came
+    begun:bool=False  # Whether its turn has come
 
 # %% ../nbs/10_serve.ipynb #49c316b0
 def busy(detail:str)->HTTPException:
     "A 503 that says when to come back."
     return HTTPException(503, detail, {'Retry-After': '1'})
+
+def late(settings:Settings)->HTTPException:
+    "A 503 for whoever has waited too long."
+    return busy(f'the picture has waited for more than {settings.max_wait:g} seconds; try again shortly')
 
 def decoded(
     job:Job,
@@ -191,7 +203,8 @@ def decoded(
     size:int, # Height and width of the model's pictures
 )->tuple[Tensor, Image.Image]: # What the model sees, uint8 (3,size,size), and the picture; whole where it shall be drawn on
     "The picture of a job. Raises `ImageError`, or a 503 when it has waited too long."
-    if time.monotonic()-job.since > settings.max_wait: raise busy(f'the picture has waited for more than {settings.max_wait:g} seconds; try again shortly')
+    if time.monotonic()-job.since > settings.max_wait: raise late(settings)
+    job.begun = True
     image = decode_image(job.data, settings.max_pixels, size)
     return pixels_of(image, size), decode_image(job.data, settings.max_pixels) if job.explain else image
 
@@ -338,13 +351,18 @@ class Engine:
         top_k:int, # Candidates to list
         **wanted, # `view` and `explain` of a `Job`
     )->Answer:
-        "Wait for the thread. Raises `ImageError`, or a 503 when there is no model or too many wait."
+        "Wait for the thread. Raises `ImageError`, or a 503 when there is no model, or too many wait, or for too long."
         self.ready()
         if self.waiting >= self.settings.max_waiting: raise busy(f'{self.waiting} pictures are waiting already; try again shortly')
         job = Job(data, top_k, self.loop.create_future(), **wanted)
         self.waiting += 1
         self.jobs.put(job)
-        try: return await job.done
+        try:
+            await asyncio.wait([job.done], timeout=self.settings.max_wait)
+            if not (job.begun or job.done.done()):  # the thread is busy with somebody else's
+                job.done.cancel()
+                raise late(self.settings)
+            return await job.done
         finally: self.waiting -= 1
 
 # %% ../nbs/10_serve.ipynb #6c320a03
@@ -745,7 +763,7 @@ def add_operations(
         "Read the model file again and use it. No request fails meanwhile, and a bad file leaves the old model serving."
         try: new = await asyncio.to_thread(reload, engine)
         except CifarNbError as e: raise HTTPException(409, str(e)) from None
-        if 'CIFAR_NB_SUPERVISOR' in os.environ: os.kill(int(os.environ['CIFAR_NB_SUPERVISOR']), signal.SIGHUP)
+        if os.environ.get('CIFAR_NB_SUPERVISOR') == str(os.getppid()): os.kill(os.getppid(), signal.SIGHUP)  # one that was killed has left its number to others
         return new.card
 
 # %% ../nbs/10_serve.ipynb #beecacc8

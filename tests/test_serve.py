@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from threading import Thread
+from threading import Event, Thread
 
 import httpx
 import numpy as np
@@ -23,7 +23,7 @@ from cifar_nb.cli import app
 from cifar_nb.core import Settings
 from cifar_nb.data import FORMATS, synthetic
 from cifar_nb.predict import Predictor
-from cifar_nb.serve import create_app, served
+from cifar_nb.serve import answered, compute, create_app, served
 
 BASE = Image.fromarray(synthetic("test").pixels[7].permute(1, 2, 0).numpy()).resize((61, 47))
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "I;16L", "I;16B")
@@ -417,11 +417,36 @@ def test_our_own_fault_is_a_500_with_all_headers():
     assert reply.headers["x-request-id"] == "mine" and reply.headers["x-content-type-options"] == "nosniff" and "default-src 'none'" in reply.headers["content-security-policy"]
 
 
-def test_a_crowd_gets_answers_or_a_polite_no(url):
-    send = lambda _: httpx.post(f"{url}/predict", files={"file": CORPUS["JPEG RGB"]}, headers=KEY, timeout=30)
-    with ThreadPoolExecutor(32) as crowd: replies = list(crowd.map(send, range(200)))
-    assert {r.status_code for r in replies} <= {200, 503} and sum(r.status_code == 200 for r in replies) >= 8
+def test_a_crowd_gets_answers_or_a_polite_no(monkeypatch):
+    go = Event()
+    monkeypatch.setattr("cifar_nb.serve.answered", lambda *args: (go.wait(60), answered(*args))[1])
+    with served(create_app(Settings(max_waiting=8, max_wait=60), Predictor.load("cifar10"))) as url, ThreadPoolExecutor(20) as crowd:
+        coming = [crowd.submit(httpx.post, f"{url}/predict", files={"file": CORPUS["JPEG RGB"]}, timeout=60) for _ in range(20)]
+        try: until(lambda: sum(reply.done() for reply in coming) >= 12, 30)
+        finally: go.set()
+        replies = [reply.result() for reply in coming]
+    assert sorted(r.status_code for r in replies) == [200] * 8 + [503] * 12
     assert all("retry-after" in r.headers for r in replies if r.status_code == 503)
+
+
+def test_nobody_waits_longer_than_promised(monkeypatch):
+    begun, go = Event(), Event()
+    monkeypatch.setattr("cifar_nb.serve.compute", lambda *args: (begun.set(), go.wait(60), compute(*args))[2])
+    with served(create_app(Settings(max_wait=.5), Predictor.load("cifar10"))) as url, ThreadPoolExecutor(2) as crowd:
+        send = lambda: httpx.post(f"{url}/predict", files={"file": CORPUS["JPEG RGB"]}, timeout=60)
+        first = crowd.submit(send)
+        try:
+            assert begun.wait(30)
+            second = send()
+            assert second.status_code == 503 and "waited for more than 0.5 seconds" in second.text and not first.done()
+        finally: go.set()
+        assert first.result().status_code == 200  # its turn had come
+
+
+@pytest.mark.parametrize("charset, status", [("utf-8", 200), ('"UTF-8"', 200), ("punycode", 400), ('"punycode"', 400), ("utf-8; charset=idna", 400), ("utf-16", 400)])
+def test_forms_are_utf8(url, charset, status):
+    body = "\r\n".join(["--x", 'Content-Disposition: form-data; name="file"; filename="x.jpg"', "", CORPUS["JPEG RGB"].decode("latin-1"), "--x", 'Content-Disposition: form-data; name="note"', "", "xn--a-", "--x--", ""]).encode("latin-1")
+    for route in ("predict", "predict/batch"): assert httpx.post(f"{url}/{route}", content=body, headers={**KEY, "Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}).status_code == status
 
 
 def test_documentation_needs_no_network(url):
@@ -438,6 +463,7 @@ def test_the_log_is_json_whatever_comes(tmp_path):
             for content in (saved(Image.new("1", (10_000, 10_000)), "PNG"), exif, saved(BASE.quantize(8), "PNG", transparency=bytes(8)), CORPUS["JPEG RGB"][:-100], b""): post(client, content)
         assert it.stop() == 0
         assert all({"time", "level", "message"} <= set(record) for record in it.records())
+        assert sum("route" in record for record in it.records()) >= 5
 
 
 def test_the_command_serves_and_stops(tmp_path):

@@ -97,7 +97,7 @@ def test_counters_add_up(crew):
     assert {counted(crew) for _ in range(10)} == {before + 40}
 
 
-def test_both_answer(crew):
+def test_every_request_is_answered(crew):
     assert [crew.client.post("/predict", files={"file": PNG}).status_code for _ in range(10)] == [200] * 10
     assert crew.client.get("/health").json()["backend"] == "eager"
 
