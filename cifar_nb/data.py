@@ -8,11 +8,11 @@ __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE
            'shape_masks', 'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack',
            'on_disk', 'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image',
            'upright', 'to_rgb', 'fit_image', 'class_folders', 'picture_files', 'read_folder', 'spread', 'split_folders',
-           'note_grey', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip', 'augment_crop',
-           'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted', 'augment_enhanced',
-           'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic', 'find_policy',
-           'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows', 'dataloaders',
-           'BatchLoader']
+           'note_grey', 'held_back', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip',
+           'augment_crop', 'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted',
+           'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic',
+           'find_policy', 'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows',
+           'dataloaders', 'BatchLoader']
 
 # %% ../nbs/01_data.ipynb #f3636904
 import hashlib
@@ -302,10 +302,12 @@ def decode_image(
     "Bytes to an RGB picture. Raises `ImageError` that says what is wrong; its `status` is the HTTP status for it."
     if not data: raise EmptyImage('the picture is empty (0 bytes); send a JPEG, PNG, GIF, WebP or BMP file')
     if not FIRST_BYTES.match(data): raise UnsupportedImage('not a picture that we read; send JPEG, PNG, GIF, WebP or BMP')
+    if data.startswith(b'\xff\xd8') and data.count(b'\xff\xda\0') > 100: raise ImageError('the JPEG has more than 100 scans; save it anew')  # each goes through the whole picture once more; cameras write one, progressive files about ten
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width*image.height > max_pixels:
             raise TooManyPixels(f'the picture has {image.width:,} x {image.height:,} pixels; at most {max_pixels:,} are accepted')
+        if image.format == 'BMP' and image.tile[0][0] == 'bmp_rle' and image.width*image.height > 1_000_000: raise TooManyPixels('a run-length BMP may have a million pixels; save it as PNG')  # decoded in Python, and a kilobyte claims millions
         if draft: image.draft(None, (2*draft, 2*draft))
         return to_rgb(upright(image))
     except ImageError: raise
@@ -347,13 +349,18 @@ OTHER_SUFFIXES = ('.tif', '.tiff', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.
 log = logging.getLogger('cifar_nb')
 
 def class_folders(root:Path)->list[Path]: # Sorted by name
-    "The folders under `root` that are classes: not hidden."
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    "The folders under `root` that are classes: not hidden. Raises `DatasetError` for a name that is not UTF-8, since no model file could hold it."
+    found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    for p in found:
+        try: p.name.encode()
+        except UnicodeEncodeError: raise DatasetError(f'{os.fsencode(p)!r}: the name is not UTF-8; rename the folder') from None
+    return found
 
 def picture_files(
     folder:Path, # Of one class
 )->list[Path]: # Sorted
-    "The pictures in a folder and below it, without hidden ones. Raises `DatasetError` for one of a kind that we do not read, and when there are none."
+    "The pictures in a folder and below it, without hidden ones. Raises `DatasetError` for one of a kind that we do not read, for a link to a folder below, and when there are none."
+    if linked := [p for p in folder.rglob('*') if p.is_symlink() and p.is_dir()]: raise DatasetError(f'{linked[0]} is a link to a folder, which we do not follow: put its pictures there, or move the link away')
     seen = sorted(p for p in folder.rglob('*') if not any(part.startswith('.') for part in p.relative_to(folder).parts) and (p.is_file() or not p.exists()))  # a link to nothing is an error later, when it is read
     if odd := [p for p in seen if p.suffix.lower() in OTHER_SUFFIXES]: raise DatasetError(f'{odd[0]}: we read {", ".join(IMAGE_SUFFIXES)}; convert it to PNG, or move it away')
     files = [p for p in seen if p.suffix.lower() in IMAGE_SUFFIXES]
@@ -411,6 +418,20 @@ def note_grey(
     if len(grey) == len(images.classes): log.warning('%s: all pictures are grey', root)
     elif grey: log.warning('%s: all pictures of %s are grey, and others are not; a model may tell them by that alone', root, ', '.join(grey))
 
+def held_back(
+    images:Images, # To be divided
+    share:float=.2, # Of each class
+)->tuple[Images, Images]: # For training and for the test
+    "Divide by a hash of the pixels: the same fifth when pictures are added, but for one in so many, and copies stay together. Raises `DatasetError` for a class that is too small."
+    rank = torch.tensor([int.from_bytes(hashlib.sha256(p.numpy().tobytes()).digest()[:7], 'big') for p in images.pixels])
+    mask = torch.zeros(len(images), dtype=torch.bool)
+    for label,name in enumerate(images.classes):
+        mine = torch.nonzero(images.labels == label).flatten()
+        n = round(share*len(mine))
+        if not 0 < n < len(mine): raise DatasetError(f'class {name!r} has {len(mine)} pictures: too few to hold out {share:.0%} of them')
+        mask[mine[rank[mine].argsort(stable=True)[:n]]] = True
+    return images[~mask],images[mask]
+
 def load_folder(
     root:Path, # One folder a class, or `train` and `test` folders that are so
     split:str, # 'train' or 'test'
@@ -423,7 +444,7 @@ def load_folder(
         train = Images(*read_folder(parts[0], size), (), ())
         wanted = train if split == 'train' else Images(*read_folder(parts[1], size), (), ())
     else:
-        train,test = train_val_split(Images(*read_folder(root, size), (), ()), .2, seed=0)
+        train,test = held_back(Images(*read_folder(root, size), (), ()))
         wanted = train if split == 'train' else test
     if split == 'train': note_grey(train, root)
     return replace(wanted, **dict(zip(('mean', 'std'), spread(train.pixels, root))))
@@ -441,7 +462,9 @@ def load_images(
     if name in ARCHIVES: return load_cifar(name, split, settings or Settings.read())
     if name == 'synthetic': return synthetic(split)
     folder = Path(os.path.expanduser(name))
-    if name and folder.is_dir(): return load_folder(folder, split, size)
+    try:
+        if name and folder.is_dir(): return load_folder(folder, split, size)
+    except OSError as e: raise DatasetError(f'{name[:200]} cannot be read: {e.strerror}') from None
     raise DatasetError(f'there is no data set {name!r}: use {", ".join(ARCHIVES)}, synthetic, or a folder with one folder a class')
 
 # %% ../nbs/01_data.ipynb #eacd1fe8

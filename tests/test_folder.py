@@ -1,4 +1,6 @@
 "A folder of one's own pictures: any sizes and modes, and clear words where something is wrong."
+import sys
+
 import httpx
 import numpy as np
 import pytest
@@ -97,6 +99,8 @@ def test_a_channel_without_spread_is_named(tmp_path):
     (lambda p: [picture(p / s / c / "1.png") for s in ("train", "val", "test") for c in "ab"], "has test, train, val: leave two of them"),
     (lambda p: [picture(p / c / f"1.{kind}") for c, kind in (("a", "png"), ("b", "tiff"))], "b.1.tiff: we read .*; convert it"),
     (lambda p: [picture(p / c / "1.png") for c in "ab"] + [(p / "b" / "2.png").symlink_to(p / "gone.png")], "b.2.png: .*No such file"),
+    (lambda p: [picture(p / c / "1.png") for c in "ab"] + [(p / "b" / "more").symlink_to(p / "a")], "b.more is a link to a folder"),
+    pytest.param(lambda p: [picture(p / c / "1.png") for c in ("a", "caf\udce9")], "is not UTF-8; rename", marks=pytest.mark.skipif(sys.platform != "linux", reason="no such names there")),
 ])
 def test_says_what_is_wrong(tmp_path, build, said):
     build(tmp_path)
