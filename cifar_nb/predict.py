@@ -83,9 +83,9 @@ def save_model(
     path:Path|str, # Ends in .safetensors
     half:bool=False, # Weights with 16 bits: half the size, three to four digits; they are read back as 32
 )->Path: # `path`
-    "Write weights and card as one file, atomically. Raises `ModelError` for weights that 16 bits cannot hold."
+    "Write weights and card as one file, atomically. Raises `ModelError` for weights that are no numbers, or that 16 bits cannot hold."
     weights = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    if half and not all(v.isfinite().all() for v in weights.values()): raise ModelError('some weights are too large for 16 bits: save them with 32')
+    if not all(v.isfinite().all() for v in weights.values()): raise ModelError('some weights are too large for 16 bits: save them with 32' if half else 'some weights are infinite or not numbers: nobody could use them')
     text = json.dumps(dict(sha256='0'*64, **card.model_dump(mode='json')), separators=(',', ':'))
     data = tensors_to_bytes(weights, metadata=dict(card=text))
     place = DIGEST.search(data).span(1)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
            'buildable', 'known_keys', 'check_key', 'recipe_from', 'to_toml', 'from_toml', 'same_network',
-           'with_changes', 'find_recipe', 'optimizer_for', 'settled', 'normalized', 'built', 'train_by',
-           'with_precision', 'card_for', 'run_recipe', 'recipe_of', 'described']
+           'with_changes', 'find_recipe', 'optimizer_for', 'dataset_name', 'settled', 'normalized', 'built', 'train_by',
+           'with_precision', 'card_for', 'finite', 'run_recipe', 'recipe_of', 'described']
 
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import inspect
@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from .core import ConfigError, Count, DatasetError, Part, Rate, Seed, Settings, Share, Size, Whole, best_device, nearest, seed_everything, source_revision
+from .core import ConfigError, Count, DatasetError, ModelError, Part, Rate, Seed, Settings, Share, Size, TrainingDiverged, Whole, best_device, nearest, seed_everything, source_revision
 from .data import ARCHIVES, MIXES, POLICIES, BatchLoader, Images, find_mix, find_policy, load_images, train_val_split
 from .evaluate import Report, calibrate, evaluate
 from .models import ARCHITECTURES, count_parameters, create_model, imagenet_weights, transfer_
@@ -131,6 +131,8 @@ def recipe_from(
     values:dict, # As `asdict` gives it; what is missing keeps its default
 )->Recipe|SpeedRecipe:
     "A checked recipe. Raises `ConfigError` that names the key, and the nearest right one."
+    try: json.dumps(values, default=str)
+    except ValueError: raise ConfigError('a number of more than 4,300 digits is too long for a recipe') from None  # Python refuses to write it down
     loop = values.get('loop', 'fit')
     if loop not in ('fit', 'speedrun'): raise ConfigError(f'loop = {loop!r}: use fit or speedrun')
     known = known_keys(loop, str(values.get('architecture', Recipe().architecture)))
@@ -199,7 +201,7 @@ def with_changes(
         *above,last = path.split('.')
         place = values
         for part in above: place = place[part]
-        if not isinstance(place, dict): raise ConfigError(f'{".".join(above)} = {place!r}: it is a section with keys of its own')
+        if not isinstance(place, dict): raise ConfigError(f'{".".join(above)} is a section with keys of its own, and was set to a value')
         if isinstance(value, str) and not isinstance(place.get(last), str):
             try: value = tomllib.loads(f'v = {value}')['v']
             except (ValueError, RecursionError): pass
@@ -265,14 +267,25 @@ def optimizer_for(
 # %% ../nbs/07_recipes.ipynb #13a21934
 IMAGENET_STATS = ((.485, .456, .406), (.229, .224, .225))  # torchvision's, for its pretrained weights
 
+def dataset_name(
+    data:str, # As a recipe has it
+)->str:
+    "What a card calls it: no folder of this machine, and no folder that is called like one of our data sets."
+    if data in (ours := (*ARCHIVES, 'synthetic')): return data
+    name = Path(os.path.expanduser(data)).resolve().name
+    return f'./{name}' if name in ours else name
+
 def settled(
     recipe:Recipe,
     settings:Settings, # Where models are looked for
 )->tuple[Recipe, dict|None, tuple|None]: # The recipe with the network of `start`, first weights, mean and std
-    "What the start says about the network. Raises `ModelError` when it cannot be read."
+    "What the start says about the network. Raises `ModelError` when it cannot be read, `ConfigError` when it has learned from what would be held out."
     if not recipe.start: return recipe,None,None
     if recipe.start == 'imagenet': return recipe,imagenet_weights(recipe.architecture),IMAGENET_STATS
     model,card = load_model(recipe.start, settings)
+    seed,share = card.recipe.get('seed'),card.recipe.get('held_out', 0)
+    if recipe.held_out and card.dataset == dataset_name(recipe.data) and (seed != recipe.seed or recipe.held_out > share):
+        raise ConfigError(f"{recipe.start} has learned from pictures of {card.dataset} that would be held out here: use {f'seed = {seed} and held_out = {share:g}, as it did, or ' if share else ''}held_out = 0")
     arguments = {k: v for k,v in card.arguments.items() if k not in ('n_classes', 'size')}
     return replace(recipe, architecture=card.architecture, model=arguments),model.state_dict(),(card.mean, card.std)
 
@@ -344,17 +357,19 @@ def card_for(
     "Everything that a model file says about itself."
     temperature = calibrate(valid) if valid else 1.
     familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
-    ours = (*ARCHIVES, 'synthetic')
-    name = recipe.data if recipe.data in ours else Path(os.path.expanduser(recipe.data)).resolve().name  # the card names no folder of this machine
-    if recipe.data not in ours and name in ours: name = f'./{name}'  # a folder that is called like one of our data sets
+    name = dataset_name(recipe.data)
     start = Path(recipe.start).stem if recipe.loop == 'fit' else ''
-    if recipe.loop == 'fit' and start != recipe.start and start in bundled_models(): start = f'./{start}.safetensors'  # likewise
+    if recipe.loop == 'fit' and start != recipe.start and start in bundled_models(): start = f'./{start}.safetensors'  # one's own, called like one of them
     noted = json.loads(json.dumps(dict(asdict(recipe), data=name, **({'start': start} if start else {}))))
     return ModelCard(schema_version=1, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=train.mean, std=train.std,
         input_size=recipe.size, recipe=noted, epochs=epochs, seed=recipe.seed, validation_accuracy=valid.accuracy if valid else None, test_accuracy=test.accuracy,
         test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
 # %% ../nbs/07_recipes.ipynb #049cedf0
+def finite(model:nn.Module)->bool:
+    "Whether all its weights are numbers."
+    return all(v.isfinite().all() for v in model.state_dict().values())
+
 def run_recipe(
     recipe:Recipe|SpeedRecipe, # What to do
     out:Path, # The model file to write; the checkpoint lies beside it
@@ -379,7 +394,8 @@ def run_recipe(
     checkpoint = Checkpointer(path, dict(flat(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
     if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
-    if half: model = model.half().float()
+    if not finite(model): raise TrainingDiverged('the last step left weights that are no numbers: use a smaller learning rate, and start over (--fresh)')
+    if half and not finite(model := model.half().float()): raise ModelError('some weights are too large for 16 bits: save them with 32')
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)
     card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, six_views, revision)
     save_model(model, card, out, half)
