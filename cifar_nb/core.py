@@ -260,7 +260,9 @@ def source_revision()->str: # A commit such as '3f9c2ab-dirty', or 'cifar_nb 0.1
     "The revision of the code that runs now."
     here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
     if (here.parent/'settings.ini').exists():
-        try: return subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError): pass
+        git = lambda *words: subprocess.run(['git', *words], cwd=here, capture_output=True, text=True)
+        try: named,changed = git('describe', '--always'),git('diff', '--quiet', 'HEAD', '--', ':/*.py')  # a result that was written makes no other code
+        except OSError: named = None
+        if named and named.returncode == 0: return named.stdout.strip() + '-dirty'*changed.returncode
     from cifar_nb import __version__
     return f'cifar_nb {__version__}'
