@@ -39,7 +39,7 @@ notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, k
 readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md from nbs/index.ipynb
 	$(BIN)/python .github/readme.py
 
-benchmarks: $(VENV)/.dev  ## Measure for hours, on the real data and a quiet machine; writes results/
+benchmarks: $(VENV)/.dev  ## Measure loading, start and speed for hours, on a quiet machine; CONTRIBUTING.md has the other benchmarks
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ladder.py

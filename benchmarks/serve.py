@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,8 @@ def keep(name, result):
     from machine import RESULTS, conditions
     path = RESULTS / "serve.json"
     other = json.loads(path.read_text()) if path.exists() else {}
+    there = {name: version(name) for name in ("fastapi", "uvicorn", "onnxruntime", "litserve", "bentoml") if find_spec(name)}
+    result = dict(result, servers=dict(there, wrk=subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.partition(" Copyright")[0]))
     parts = {k: v for k, v in other.items() if k in ("compare", "start", "soak")} | {name: {**conditions(), **result}}
     write("serve", **parts)
     print(json.dumps(result, indent=1)[:2000])

@@ -1,5 +1,7 @@
 "The rules of the house: imports point down, modules stand alone, the README is rendered, outputs are clean."
 import ast
+import base64
+import copy
 import importlib.util
 import json
 import re
@@ -7,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {re.search(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: int(p.name[:2]) for p in ROOT.glob("nbs/[0-9]*.ipynb") if "default_exp" in p.read_text(encoding="utf-8")}
@@ -78,6 +82,15 @@ def test_the_readme_is_the_front_page():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_tool().rendered(), "run `make readme`"
 
 
+def test_the_front_page_shows_what_the_results_say():
+    nb = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
+    fresh = NotebookClient(copy.deepcopy(nb), timeout=300, resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+    tables = [[o["data"]["text/markdown"] for c in book.cells if "#| echo: false" in c.source for o in c.outputs] for book in (nb, fresh)]
+    assert tables[0] == tables[1] and len(tables[0]) == 3, "run nbs/index.ipynb, and then `make readme`"
+    pictures = [o["data"]["image/png"] for c in cells(ROOT / "nbs" / "07_recipes.ipynb") for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert base64.b64decode("".join(pictures[-1])) == (ROOT / "nbs" / "images" / "recipes.png").read_bytes(), "run `make readme`"
+
+
 def test_actions_are_named_by_digests():  # a tag can be moved, by whoever takes over the account
     used = [line for path in (ROOT / ".github" / "workflows").glob("*.yml") for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"[ -]*uses: (?!\./)", line)]
     assert used
@@ -104,6 +117,6 @@ def test_outputs_are_real_and_clean(path):
     assert outputs.count("output_type"), "no outputs: run `make notebooks`"
     assert '"error"' not in outputs and "Traceback" not in outputs
     assert not re.search(r"/(root|home|Users|work|tmp)/|it/s\]|\\u2588", outputs), "a path of one machine, or a progress bar"
-    shown = {"01_data": "Images: 50,000", "03_train": "of 10,000 validation pictures", "04_evaluate": "Images: 10,000", "05_predict": "CIFAR-100"}  # of the real data only
+    shown = {"01_data": "Images: 50,000", "03_train": "of 10,000 validation pictures", "04_evaluate": "Images: 10,000", "05_predict": "CIFAR-100", "06_speed": "Images: 45,000", "07_recipes": "sweet_pepper", "09_export": "of 10,000", "13_launch": "airplane"}  # of the real data only
     assert shown.get(path.stem, "") in outputs
     assert all(c["execution_count"] is None for c in code), "run nbdev_clean"

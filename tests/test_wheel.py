@@ -31,6 +31,7 @@ def test_both_archives_hold_everything(built):
     for name in NEEDED: assert name in wheel and name in sdist
     assert any(name.endswith("licenses/LICENSE") for name in wheel) and "LICENSE" in sdist and "settings.ini" in sdist
     assert not [name for name in wheel if not name.startswith("cifar_nb")]
+    assert not [name for name in sdist if name.startswith("tests")]  # they need the notebooks
 
 
 def test_a_fresh_environment_answers(built, tmp_path):
