@@ -18,6 +18,7 @@ import urllib.request
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 from machine import write
@@ -295,7 +296,8 @@ def keep(name, result):
     path = RESULTS / "serve.json"
     other = json.loads(path.read_text()) if path.exists() else {}
     there = {name: version(name) for name in ("fastapi", "uvicorn", "onnxruntime", "litserve", "bentoml") if find_spec(name)}
-    result = dict(result, servers=dict(there, wrk=subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.partition(" Copyright")[0]))
+    if which("wrk"): there["wrk"] = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.partition(" Copyright")[0]
+    result = dict(result, servers=there)
     parts = {k: v for k, v in other.items() if k in ("compare", "start", "soak")} | {name: {**conditions(), **result}}
     write("serve", **parts)
     print(json.dumps(result, indent=1)[:2000])
