@@ -18,6 +18,7 @@ from typing import Annotated
 
 import torch
 import typer
+from filelock import FileLock, Timeout
 
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table, best_device, device_note
@@ -139,7 +140,9 @@ def train(
     note = f'{name}: {chosen.epochs} epoch{"s"*(chosen.epochs > 1)} of {chosen.data} on {device_note(best_device(settings.device))}'
     if (unfinished := out.with_suffix('.ckpt')).exists() and not fresh: note += f' Resuming {unfinished}; --fresh starts over.'
     print(note, file=sys.stderr)
-    card,report = run_recipe(chosen, out, settings, fresh, half, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
+    try:
+        with FileLock(out.with_name(f'.{out.name}.lock'), timeout=0): card,report = run_recipe(chosen, out, settings, fresh, half, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
+    except Timeout: raise ConfigError(f'another process is training {out} now: choose another name with --out') from None
     print(report.table())
     parts = [f'{card.validation_accuracy:.2%} of the held-out pictures'] if card.validation_accuracy is not None else []
     parts += [f'{card.test_accuracy:.2%} of the test pictures'] + ([f'{card.test_accuracy_tta:.2%} of them with test-time augmentation'] if card.test_accuracy_tta is not None else [])

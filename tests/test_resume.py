@@ -58,7 +58,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, recipe, dots):
             break
     assert kills and resumed
     assert out.read_bytes() == (tmp_path / "calm.safetensors").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".part")) == ["calm.safetensors", "killed.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith((".part", ".lock"))) == ["calm.safetensors", "killed.safetensors"]
 
 
 def test_another_run_is_not_continued(tmp_path):
