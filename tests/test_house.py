@@ -120,3 +120,4 @@ def test_outputs_are_real_and_clean(path):
     shown = {"01_data": "Images: 50,000", "03_train": "of 10,000 validation pictures", "04_evaluate": "Images: 10,000", "05_predict": "CIFAR-100", "06_speed": "Images: 45,000", "07_recipes": "sweet_pepper", "09_export": "of 10,000", "13_launch": "airplane"}  # of the real data only
     assert shown.get(path.stem, "") in outputs
     assert all(c["execution_count"] is None for c in code), "run nbdev_clean"
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"], "a progress bar's memory: run with TQDM_DISABLE=1"
