@@ -6,7 +6,7 @@
 __all__ = ['ANY', 'RECIPES', 'IMAGENET_STATS', 'OptimizerConfig', 'ScheduleConfig', 'StoppingConfig', 'Recipe', 'flat',
            'buildable', 'known_keys', 'check_key', 'recipe_from', 'to_toml', 'from_toml', 'same_network',
            'with_changes', 'find_recipe', 'optimizer_for', 'dataset_name', 'settled', 'normalized', 'built', 'train_by',
-           'with_precision', 'card_for', 'finite', 'run_recipe', 'recipe_of', 'described']
+           'with_precision', 'card_for', 'run_recipe', 'recipe_of', 'described']
 
 # %% ../nbs/07_recipes.ipynb #fceefadb
 import inspect
@@ -30,7 +30,7 @@ from .core import ConfigError, Count, DatasetError, ModelError, Part, Rate, Seed
 from .data import ARCHIVES, MIXES, POLICIES, BatchLoader, Images, find_mix, find_policy, load_images, train_val_split
 from .evaluate import Report, calibrate, evaluate
 from .models import ARCHITECTURES, count_parameters, create_model, imagenet_weights, transfer_
-from .predict import ModelCard, bundled_models, library_versions, load_model, save_model
+from .predict import ModelCard, bundled_models, finite, library_versions, load_model, save_model
 from .speed import Muon, SixViews, SpeedRecipe, keep_memory, speedrun
 from .train import Amp, Checkpointer, EarlyStopping, History, Precision, best_precision, fit, schedule_for
 
@@ -366,10 +366,6 @@ def card_for(
         test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
 # %% ../nbs/07_recipes.ipynb #049cedf0
-def finite(model:nn.Module)->bool:
-    "Whether all its weights are numbers."
-    return all(v.isfinite().all() for v in model.state_dict().values())
-
 def run_recipe(
     recipe:Recipe|SpeedRecipe, # What to do
     out:Path, # The model file to write; the checkpoint lies beside it
@@ -394,8 +390,8 @@ def run_recipe(
     checkpoint = Checkpointer(path, dict(flat(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
     if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
     else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
-    if not finite(model): raise TrainingDiverged('the last step left weights that are no numbers: use a smaller learning rate, and start over (--fresh)')
-    if half and not finite(model := model.half().float()): raise ModelError('some weights are too large for 16 bits: save them with 32')
+    if not finite(model.state_dict()): raise TrainingDiverged('the last step left weights that are no numbers: use a smaller learning rate, and start over (--fresh)')
+    if half and not finite((model := model.half().float()).state_dict()): raise ModelError('some weights are too large for 16 bits: save them with 32')
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)
     card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, six_views, revision)
     save_model(model, card, out, half)
