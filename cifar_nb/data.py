@@ -7,8 +7,8 @@ __all__ = ['SHAPES', 'ARCHIVES', 'CIFAR_STATS', 'FORMATS', 'FIRST_BYTES', 'IMAGE
            'AREA', 'ASPECT', 'TURN', 'SHIFT', 'COLOUR', 'NOISE', 'POLICIES', 'MIXES', 'Images', 'show_images',
            'shape_masks', 'synthetic', 'channel_stats', 'Archive', 'fetch_part', 'md5_of', 'download', 'unpack',
            'on_disk', 'fetch_cifar', 'load_cifar', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image',
-           'upright', 'to_rgb', 'fit_image', 'class_folders', 'picture_files', 'read_folder', 'spread', 'split_folders',
-           'note_grey', 'held_back', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip',
+           'upright', 'to_rgb', 'fit_image', 'class_folders', 'picture_files', 'read_folder', 'held_back', 'spread',
+           'split_folders', 'note_grey', 'load_folder', 'load_images', 'train_val_split', 'normalize', 'augment_flip',
            'augment_crop', 'augment_standard', 'boxes', 'cutout', 'between', 'erase', 'moved', 'tinted',
            'augment_enhanced', 'each_enhanced', 'one_by_one', 'Policy', 'each_standard', 'each_cutout', 'automatic',
            'find_policy', 'partners', 'soft_labels', 'mixup', 'cutmix', 'find_mix', 'TransformedImages', 'mixed_rows',
@@ -383,6 +383,21 @@ def read_folder(
         labels += [label]*len(files)
     return torch.stack(pixels), torch.tensor(labels), tuple(f.name for f in folders)
 
+# %% ../nbs/01_data.ipynb #1a63f558
+def held_back(
+    images:Images, # To be divided
+    share:float=.2, # Of each class
+)->tuple[Images, Images]: # For training and for the test
+    "Divide by a hash of the pixels: nearly all test pictures stay test pictures when others are added. Raises `DatasetError` for a class that is too small."
+    rank = torch.tensor([int.from_bytes(hashlib.sha256(p.numpy().tobytes()).digest()[:7], 'big') for p in images.pixels])
+    mask = torch.zeros(len(images), dtype=torch.bool)
+    for label,name in enumerate(images.classes):
+        mine = torch.nonzero(images.labels == label).flatten()
+        n = round(share*len(mine))
+        if not 0 < n < len(mine): raise DatasetError(f'class {name!r} has {len(mine)} pictures: too few to hold out {share:.0%} of them')
+        mask[mine[rank[mine].argsort(stable=True)[:n]]] = True
+    return images[~mask],images[mask]
+
 # %% ../nbs/01_data.ipynb #38ef2109
 def spread(
     pixels:Tensor, # uint8 (N,3,H,W)
@@ -417,20 +432,6 @@ def note_grey(
     grey = [name for name,pixels in zip(images.classes, by_class) if (pixels == pixels[:,:1]).all()]
     if len(grey) == len(images.classes): log.warning('%s: all pictures are grey', root)
     elif grey: log.warning('%s: all pictures of %s are grey, and others are not; a model may tell them by that alone', root, ', '.join(grey))
-
-def held_back(
-    images:Images, # To be divided
-    share:float=.2, # Of each class
-)->tuple[Images, Images]: # For training and for the test
-    "Divide by a hash of the pixels: the same fifth when pictures are added, but for one in so many, and copies stay together. Raises `DatasetError` for a class that is too small."
-    rank = torch.tensor([int.from_bytes(hashlib.sha256(p.numpy().tobytes()).digest()[:7], 'big') for p in images.pixels])
-    mask = torch.zeros(len(images), dtype=torch.bool)
-    for label,name in enumerate(images.classes):
-        mine = torch.nonzero(images.labels == label).flatten()
-        n = round(share*len(mine))
-        if not 0 < n < len(mine): raise DatasetError(f'class {name!r} has {len(mine)} pictures: too few to hold out {share:.0%} of them')
-        mask[mine[rank[mine].argsort(stable=True)[:n]]] = True
-    return images[~mask],images[mask]
 
 def load_folder(
     root:Path, # One folder a class, or `train` and `test` folders that are so
