@@ -283,7 +283,8 @@ def settled(
     if not recipe.start: return recipe,None,None
     if recipe.start == 'imagenet': return recipe,imagenet_weights(recipe.architecture),IMAGENET_STATS
     model,card = load_model(recipe.start, settings)
-    seed,share = card.recipe.get('seed'),card.recipe.get('held_out', 0)
+    seed,share = card.recipe.get('seed'),card.recipe.get('held_out')
+    if not isinstance(share, int | float): share = 0  # a card may hold anything
     if recipe.held_out and card.dataset == dataset_name(recipe.data) and (seed != recipe.seed or recipe.held_out > share):
         raise ConfigError(f"{recipe.start} has learned from pictures of {card.dataset} that would be held out here: use {f'seed = {seed} and held_out = {share:g}, as it did, or ' if share else ''}held_out = 0")
     arguments = {k: v for k,v in card.arguments.items() if k not in ('n_classes', 'size')}

@@ -122,7 +122,7 @@ def from_base64(
 MISSING = 'there is no picture in the request; send a multipart form with a field "file", or JSON {"image_base64": "…"}'
 
 def utf8_form(request:Request):
-    "Forms are UTF-8 (RFC 7578). Raises a 400 for another charset, since Starlette decodes with whatever codec of Python's a form names, and some take minutes."
+    "Forms are UTF-8 (RFC 7578). Raises a 400 for another charset, since Starlette decodes with whatever codec of Python's a form names, and the time that some take grows with the square of the length."
     if re.search(r';\s*charset\s*=(?!\s*"?utf-?8"?\s*(;|$))', request.headers.get('content-type', ''), re.IGNORECASE): raise HTTPException(400, 'forms are read as UTF-8: leave out the charset')
 
 def content_kind(request:Request)->str: # Such as application/json
