@@ -29,7 +29,7 @@ COMMON = ("recipe", "start", "parameters", "multiply_adds", "epochs_planned", "e
 
 
 def by_recipe(rows):
-    "One entry for the runs that differ in their seeds, and in where they ran: means and deviations."
+    "One entry for the runs that differ in their seeds, and in where they ran: means and deviations, of seconds by place."
     groups = {}
     for row in rows:
         choices = {k: v for k, v in row["choices"].items() if k not in ("seed", "precision")}
@@ -37,9 +37,11 @@ def by_recipe(rows):
     entries = []
     for runs in groups.values():
         def over_seeds(key, runs=runs): return None if runs[0][key] is None else summary([run[key] for run in runs])
+        places = {}
+        for run in runs: places.setdefault(f"{run['machine'].split(', ')[-1]} in {run['precision']}", []).append(run["seconds"])  # the GPU, or the number of threads
         entries.append(dict({k: runs[0][k] for k in COMMON}, seeds=[run["seed"] for run in runs], epochs=over_seeds("epochs")["mean"],
-                            **{key: over_seeds(key) for key in ("seconds", "validation_accuracy", "test_accuracy", "test_accuracy_tta")},
-                            on=sorted({f"{run['machine']}, {run['device']}, {run['precision']}" for run in runs}), notes=[run["note"] for run in runs if run["note"]], choices=runs[0]["choices"]))
+                            **{key: over_seeds(key) for key in ("validation_accuracy", "test_accuracy", "test_accuracy_tta")},
+                            seconds_on={place: summary(seconds) for place, seconds in sorted(places.items())}, notes=[run["note"] for run in runs if run["note"]], choices=runs[0]["choices"]))
     return entries
 
 
