@@ -142,7 +142,7 @@ def read_model(
     "Read a model file. Raises `ModelError` that names the file and what is wrong with it."
     try: return parse_model(Path(path).read_bytes())
     except ValidationError as e:
-        reason = 'its card is not valid: ' + '; '.join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in e.errors())
+        reason = 'its card is not valid: ' + '; '.join(': '.join(filter(None, ('.'.join(map(str, d['loc'])), d['msg']))) for d in e.errors())
     except (ValueError, SafetensorError, OSError, CifarNbError) as e: reason = str(e)
     except (RuntimeError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError) as e: reason = 'its weights do not fit its architecture: ' + ' '.join(str(e).split())[:200]
     raise ModelError(f'{path} cannot be used as a model: {reason}')

@@ -50,7 +50,7 @@ class ScheduleConfig:
     name:Literal['constant', 'step', 'linear', 'cosine', 'one_cycle']='constant'
     warmup:Part=0.             # Share of the steps in which it rises, from a 25th; 0: not at all, but with one_cycle .3
     every:Count=15             # step: epochs between two drops
-    factor:Annotated[float, Field(gt=0, le=1)]=.5  # step: what is left after a drop
+    factor:Annotated[float, Field(gt=0, le=1, strict=True)]=.5  # step: what is left after a drop
 
 @dataclass(frozen=True)
 class StoppingConfig:
@@ -80,7 +80,7 @@ class Recipe:
     schedule:ScheduleConfig=ScheduleConfig()
     stopping:StoppingConfig=StoppingConfig()
     average:Part=0.  # Decay of the moving average of weights that is kept; 0 keeps the weights themselves
-    clip:Annotated[float, Field(ge=0, allow_inf_nan=False)]=0.  # Largest norm of the gradient; 0 leaves it
+    clip:Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]=0.  # Largest norm of the gradient; 0 leaves it
     precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
     seed:Seed=0  # Of all random numbers
 
@@ -236,7 +236,7 @@ def find_recipe(
     "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range, `ModelError` for a start that cannot be read."
     if name.endswith('.toml'):
         try:
-            text = Path(os.path.expanduser(name)).read_text(encoding='utf-8')
+            text = Path(os.path.expanduser(name)).read_text(encoding='utf-8-sig')  # Notepad may begin with a mark
             recipe = from_toml(text)
             asked = [key for key in ('architecture', 'model') if key in tomllib.loads(text)]
             if asked and recipe.loop == 'fit' and recipe.start not in ('', 'imagenet'): same_network(recipe, asked, load_model(recipe.start)[1])

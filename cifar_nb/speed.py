@@ -213,7 +213,7 @@ def keep_memory()->bool: # Whether there was something to set; False elsewhere t
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31-1), mallopt(M_TOP_PAD, 2**26)])
 
 # %% ../nbs/06_speed.ipynb #bba354dc
-Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST['widths'])], ...], Field(min_length=1, max_length=MOST['blocks'])]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=MOST['widths'], strict=True)], ...], Field(min_length=1, max_length=MOST['blocks'])]
 
 @dataclass(frozen=True)
 class SpeedRecipe:
@@ -224,7 +224,7 @@ class SpeedRecipe:
     architecture:Literal['speed_net']='speed_net'  # What `whiten_` and `muon_for` are made for
     held_out:Part=.1  # Share of the training pictures that is not trained on, to choose by; 0 for a final figure
     widths:Widths=(64, 256, 256)  # The first block is dear, with 31 x 31 places to compute, and so the narrowest
-    depth:Annotated[int, Field(ge=1, le=MOST['depth'])]=2  # Convolutions a block: one before its pooling, one after
+    depth:Annotated[int, Field(ge=1, le=MOST['depth'], strict=True)]=2  # Convolutions a block: one before its pooling, one after
     epochs:Count=15  # Passes over the pictures: with 12, a run had 93.8% of the test pictures
     zoom:Annotated[tuple[tuple[Share, Share], ...], Field(max_length=8)]=((.75, .34), (.875, .33))  # (part of `size`, share of the epochs), then whole pictures: coarse features need few pixels
     batch_size:Annotated[Count, Field(ge=2)]=1000  # Pictures a batch. Small enough for many steps, large enough for batch statistics and for the time that an orthogonal step takes
@@ -239,7 +239,7 @@ class SpeedRecipe:
     smoothing:Part=.1  # Share of each label that is spread over all classes, so that clear pictures stop pulling; a fifth was no better
     shift:Whole=2  # Pixels; few epochs overfit little
     cutout:Whole=0  # Pixels; for large networks in long runs
-    hard:Annotated[float, Field(gt=0, le=1)]=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
+    hard:Annotated[float, Field(gt=0, le=1, strict=True)]=1.  # Share of each batch that a proxy passes on; 1 uses no proxy
     proxy_widths:Widths=(32, 64, 64)  # Channels of the proxy's blocks: airbench96's, cheap beside a large network
     proxy_every:Count=4  # The proxy learns from one batch in so many: enough to stay a fair judge, and cheap
     precision:Precision='auto'  # auto: bf16 where the device has circuits for it, else float32
