@@ -243,7 +243,7 @@ def find_recipe(
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{name} cannot be read: {getattr(e, "strerror", None) or e}') from None
         except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
     elif name in RECIPES: recipe = RECIPES[name]
-    else: raise ConfigError(f'there is no recipe {name!r}: use one of {", ".join(RECIPES)}, or a file that ends in .toml')
+    else: raise ConfigError(f'there is no recipe {name!r}: {nearest(name, list(RECIPES))} (a file with one ends in .toml)')
     return with_changes(recipe, {k.replace('__', '.'): v for k,v in changes.items() if v is not None})
 
 # %% ../nbs/07_recipes.ipynb #b15d9507
