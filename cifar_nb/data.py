@@ -373,7 +373,7 @@ def read_folder(
 )->tuple[Tensor, Tensor, tuple[str, ...]]: # uint8 (N,3,size,size), int64 (N,), class names
     "All pictures under `root`. Raises `DatasetError` that names the folder or file at fault."
     folders = class_folders(root)
-    if len(folders) < 2: raise DatasetError(f'{root} has {len(folders)} class folders; at least 2 are needed, one folder a class with its pictures in it')
+    if len(folders) < 2: raise DatasetError(f'{root} has {len(folders)} class folder{"s"*(len(folders) != 1)}; at least 2 are needed, one folder a class with its pictures in it')
     pixels,labels = [],[]
     for label,folder in enumerate(folders):
         files = picture_files(folder)
@@ -394,7 +394,7 @@ def held_back(
     for label,name in enumerate(images.classes):
         mine = torch.nonzero(images.labels == label).flatten()
         n = round(share*len(mine))
-        if not 0 < n < len(mine): raise DatasetError(f'class {name!r} has {len(mine)} pictures: too few to hold out {share:.0%} of them')
+        if not 0 < n < len(mine): raise DatasetError(f'class {name!r} has {len(mine)} picture{"s"*(len(mine) != 1)}: too few to hold out {share:.0%} of them')
         mask[mine[rank[mine].argsort(stable=True)[:n]]] = True
     return images[~mask],images[mask]
 
@@ -482,7 +482,7 @@ def train_val_split(
     for label in range(len(images.classes)):
         mine = torch.nonzero(images.labels == label).flatten()
         n = round(len(mine)*share)
-        if not 0 < n < len(mine): raise DatasetError(f'class {images.classes[label]!r} has {len(mine)} pictures: too few to hold out {share:.0%} of them')
+        if not 0 < n < len(mine): raise DatasetError(f'class {images.classes[label]!r} has {len(mine)} picture{"s"*(len(mine) != 1)}: too few to hold out {share:.0%} of them')
         held.append(mine[torch.randperm(len(mine), generator=rng)[:n]])
     mask = torch.zeros(len(images), dtype=torch.bool)
     mask[torch.cat(held)] = True

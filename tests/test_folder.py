@@ -91,7 +91,7 @@ def test_a_channel_without_spread_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("build, said", [
-    (lambda p: picture(p / "only" / "1.png"), "1 class folders; at least 2"),
+    (lambda p: picture(p / "only" / "1.png"), "1 class folder; at least 2"),
     (lambda p: p.mkdir(exist_ok=True), "0 class folders"),
     (lambda p: (picture(p / "a" / "1.png"), (p / "b").mkdir()), "holds no picture"),
     (lambda p: (picture(p / "a" / "1.png"), picture(p / "b" / "1.png")), "too few to hold out"),
@@ -130,7 +130,7 @@ def test_the_fast_recipe_learns_a_folder(snow, tmp_path_factory):
 @pytest.mark.parametrize("spoil, changes, said", [
     (lambda p: [Image.open(f).convert("L").save(f) for f in p.rglob("*.png")], {}, "are the pictures grey"),
     (lambda p: (p / "dim" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much"), {}, "dim.7.png: the picture is damaged"),
-    (lambda p: [f.unlink() for f in p.glob("dim/*")] and (p / "dim").rmdir(), {}, "1 class folders; at least 2"),
+    (lambda p: [f.unlink() for f in p.glob("dim/*")] and (p / "dim").rmdir(), {}, "1 class folder; at least 2"),
     (lambda p: None, dict(batch_size=1000), "batch_size = 1000, and 58 of the 80 pictures are left"),
 ])
 def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, spoil, changes, said):
