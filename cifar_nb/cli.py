@@ -137,7 +137,9 @@ def train(
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as e: raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; choose another place with --out') from None
-    note = f'{name}: {chosen.epochs} epoch{"s"*(chosen.epochs > 1)} of {chosen.data} on {device_note(best_device(settings.device))}'
+    start,data = (text if text.isprintable() else ascii(text) for text in (getattr(chosen, 'start', ''), chosen.data))  # a card may hold anything
+    begun = f', from the network and weights of {start},' if start not in ('', 'imagenet') else ''
+    note = f'{name}: {chosen.epochs} epoch{"s"*(chosen.epochs > 1)} of {data}{begun} on {device_note(best_device(settings.device))}'
     if (unfinished := out.with_suffix('.ckpt')).exists() and not fresh: note += f' Resuming {unfinished}; --fresh starts over.'
     print(note, file=sys.stderr)
     try:

@@ -139,7 +139,7 @@ Rate = Annotated[float, Field(gt=0, le=100, strict=True)]
 Size = Annotated[int, Field(ge=8, le=1024, strict=True)]  # Height and width in pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
-ALSO = dict(learning_rate='lr', wd='weight_decay', bs='batch_size')  # What others call it
+ALSO = dict(learning_rate='lr', wd='weight_decay', bs='batch_size', bfloat16='bf16', float16='fp16', fp32='float32')  # What others call it
 
 def nearest(
     key:str, # What somebody wrote

@@ -16,6 +16,7 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -204,7 +205,8 @@ def with_changes(
         if not isinstance(place, dict): raise ConfigError(f'{".".join(above)} is a section with keys of its own, and was set to a value')
         if isinstance(value, str) and not isinstance(place.get(last), str):
             try: value = tomllib.loads(f'v = {value}')['v']
-            except (ValueError, RecursionError): pass
+            except (ValueError, RecursionError):
+                with suppress(ValueError): value = float(value)  # .1 and 1. are no TOML
         place[last] = value
     changed = recipe_from(values)
     asked = [path for path in paths if path.partition('.')[0] in ('architecture', 'model')]
@@ -234,17 +236,21 @@ def find_recipe(
     **changes, # By key, `__` for the dot, as in `optimizer__lr`; None leaves a field
 )->Recipe|SpeedRecipe:
     "A recipe by name. Raises `ConfigError` for an unknown name, a wrong key or a value out of range, `ModelError` for a start that cannot be read."
+    asked = []
     if name.endswith('.toml'):
         try:
             text = Path(os.path.expanduser(name)).read_text(encoding='utf-8-sig')  # Notepad may begin with a mark
             recipe = from_toml(text)
             asked = [key for key in ('architecture', 'model') if key in tomllib.loads(text)]
-            if asked and recipe.loop == 'fit' and recipe.start not in ('', 'imagenet'): same_network(recipe, asked, load_model(recipe.start)[1])
         except (OSError, UnicodeDecodeError) as e: raise ConfigError(f'{name} cannot be read: {getattr(e, "strerror", None) or e}') from None
         except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
     elif name in RECIPES: recipe = RECIPES[name]
     else: raise ConfigError(f'there is no recipe {name!r}: {nearest(name, list(RECIPES))} (a file with one ends in .toml)')
-    return with_changes(recipe, {k.replace('__', '.'): v for k,v in changes.items() if v is not None})
+    changed = with_changes(recipe, {k.replace('__', '.'): v for k,v in changes.items() if v is not None})
+    if asked and changed.loop == 'fit' and changed.start not in ('', 'imagenet'):
+        try: same_network(changed, asked, load_model(changed.start)[1])
+        except ConfigError as e: raise ConfigError(f'{name}: {e}') from None
+    return changed
 
 # %% ../nbs/07_recipes.ipynb #b15d9507
 def optimizer_for(
@@ -402,6 +408,7 @@ def run_recipe(
 # %% ../nbs/07_recipes.ipynb #7cc2eaf4
 def recipe_of(card:ModelCard)->Recipe|SpeedRecipe: # As it was trained, with the precision that was used
     "The recipe that a model's card holds. Raises `ConfigError` when it is one that we cannot run."
+    if not card.recipe: raise ConfigError('the card of this model holds no recipe: train by the name of one (`cifar-nb recipes` lists them)')
     try: return recipe_from(card.recipe)
     except ConfigError as e: raise ConfigError(f'the card of this model holds no recipe that this version can run: {e}') from None
 
