@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .core import DatasetError
-from .images import Images, normalize
+from .images import Images, Stats, normalize
 from .policies import find_policy
 
 # %% ../nbs/14_batches.ipynb #14008aa
@@ -39,6 +39,8 @@ def mixed_rows(
 def dataloaders(
     train:Images, # Shuffled and augmented
     valid:Images, # Neither
+    stats:Stats, # To normalise with: those of the training images, or of the model
+    *,
     batch_size:int=128, # Pictures a batch
     n_workers:int=0, # Processes that prepare batches; 0 does it in this one
     policy:str='standard', # A key of `POLICIES`, for `train`
@@ -46,7 +48,7 @@ def dataloaders(
 )->tuple[DataLoader, DataLoader]: # Each yields `x` float32 (B,3,H,W) and `y` int64 (B,), or float (B,K) when mixed
     "The common PyTorch way to batches: torchvision transforms, one picture at a time. Raises `ConfigError` for an unknown policy."
     from torchvision.transforms import v2  # slow to import, see `Archive`
-    plain = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(train.mean, train.std)]
+    plain = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*stats)]
     augmented = [*find_policy(policy).each(train.pixels.shape[-2:]), *plain]
     return (DataLoader(TransformedImages(train, v2.Compose(augmented)), batch_size, shuffle=True, num_workers=n_workers, collate_fn=partial(mixed_rows, mix) if mix else None),
             DataLoader(TransformedImages(valid, v2.Compose(plain)), batch_size, num_workers=n_workers))
@@ -56,7 +58,9 @@ class BatchLoader:
     "Batches by indexing one tensor of bytes: shuffled, augmented and normalised a whole batch at a time."
     def __init__(self,
         images:Images, # Moved to `device` once
-        batch_size:int=128, # Pictures a batch
+        stats:Stats, # To normalise with: those of the training images, or of the model
+        batch_size:int=128, # Images per batch
+        *,
         augment:Callable|None=None, # uint8 (B,3,H,W) to the same, such as a policy's `batch`; random numbers for each image
         shuffle:bool=False, # A new order each pass
         device:str='cpu', # Where the bytes stay and the batches are made
@@ -66,7 +70,7 @@ class BatchLoader:
         if not 1 <= batch_size <= len(images): raise DatasetError(f'batch size {batch_size} does not fit {len(images):,} pictures: use 1 to {len(images):,}')
         self.images,self.batch_size,self.augment,self.shuffle,self.drop_last,self.mix = images,batch_size,augment,shuffle,drop_last,mix
         self.pixels,self.labels = images.pixels.to(device),images.labels.to(device)
-        self.stats = [torch.tensor(v, device=device) for v in (images.mean, images.std)]  # copied for each batch, they would make Python wait until a GPU has done all before
+        self.stats = Stats(*(torch.tensor(v, device=device) for v in stats))  # copied for each batch, they would make Python wait until a GPU has done all before
 
     def __len__(self): return len(self.images)//self.batch_size if self.drop_last else -(-len(self.images)//self.batch_size)
 
@@ -76,6 +80,6 @@ class BatchLoader:
         for which in order.split(self.batch_size)[:len(self)]:
             x,y = self.pixels[which],self.labels[which]
             if self.augment: x = self.augment(x)
-            x = normalize(x, *self.stats)
+            x = normalize(x, self.stats)
             if self.mix: x,y = self.mix(x, y)
             yield x.contiguous(memory_format=torch.channels_last), y

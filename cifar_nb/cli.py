@@ -77,13 +77,14 @@ def data(
     data_dir:DataDir=None,
 ):
     "Download a data set if it is not there, check it, and sum it up."
-    from cifar_nb.folders import load_images
+    from cifar_nb.folders import load_dataset
     settings = configured(data_dir=data_dir)
-    parts = {split: load_images(name, split, settings=settings) for split in ('train', 'test')}
+    found = load_dataset(name, settings=settings)
+    parts = {'train': found.train, 'test': found.test}
     counts = [torch.bincount(part.labels, minlength=len(part.classes)).tolist() for part in parts.values()]
     print(Table(['class', *parts], zip(parts['train'].classes, *counts)))
     print('; '.join(f'{split}: {part}' for split,part in parts.items()))
-    print('mean', *(f'{v:.4f}' for v in parts['train'].mean), ' std', *(f'{v:.4f}' for v in parts['train'].std))
+    print('mean', *(f'{v:.4f}' for v in found.stats.mean), ' std', *(f'{v:.4f}' for v in found.stats.std))
 
 # %% ../nbs/97_cli.ipynb #97014aa
 def shown(row:dict)->str: # One line for the terminal
@@ -173,17 +174,16 @@ def evaluate(
 ):
     "Measure a model on test pictures: accuracy, each class, bias."
     from cifar_nb.batches import BatchLoader
-    from cifar_nb.folders import load_images
+    from cifar_nb.folders import load_dataset
     from cifar_nb.evaluate import class_table
     from cifar_nb.evaluate import evaluate as measure
     from cifar_nb.predict import Predictor
     settings = configured(device=device, data_dir=data_dir)
     predictor = Predictor.load(model, settings)
     card = predictor.card
-    images = load_images(data or card.dataset, 'test', card.input_size, settings)
+    images = load_dataset(data or card.dataset, card.input_size, settings).test
     if images.classes != card.classes: raise ModelError(f'the model {predictor.name} knows other classes ({", ".join(card.classes[:5])}, …) than {data or card.dataset} has ({", ".join(images.classes[:5])}, …)')
-    images = replace(images, mean=card.mean, std=card.std)
-    report = measure(predictor.model, BatchLoader(images, min(500, len(images)), device=predictor.device), card.classes, predictor.device)
+    report = measure(predictor.model, BatchLoader(images, card.stats, min(500, len(images)), device=predictor.device), card.classes, predictor.device)
     report = replace(report, logits=report.logits/card.temperature)  # as they are served
     if as_json: print(json.dumps(dict(model=predictor.name, data=data or card.dataset, pictures=len(report), loss=report.loss, top1=report.accuracy, top3=report.top_k(3), per_class=dict(zip(card.classes, report.per_class().tolist())))))
     else: print(report.table(), '', class_table(report), sep='\n')
@@ -204,7 +204,7 @@ def predict(
     predictor = Predictor.load(model, settings)
     for file in files:
         name = os.fsencode(file).decode(errors='backslashreplace')  # a name may hold bytes that are no text
-        try: answer = predictor(decode_image(file.read_bytes(), settings.max_pixels, predictor.card.input_size), top_k)
+        try: answer = predictor(decode_image(file.read_bytes(), settings.max_pixels), top_k)
         except (ImageError, OSError) as e:
             print(f'cifar-nb: {name}: {"is a folder; name the pictures in it" if file.is_dir() else getattr(e, "strerror", None) or e}', file=sys.stderr)
             failed = ImageError.exit_code

@@ -28,7 +28,7 @@ from .core import CifarNbError, Settings, log
 from .explain import explained
 from .export import fastest, random_images, same_answers, with_backend
 from .observe import Metrics
-from .photos import decode_image, pixels_of
+from .photos import decode_image, image_pixels
 from .predict import Predictor
 from .requests import Answer, as_data_url
 
@@ -61,8 +61,8 @@ def decoded(
     "The picture of a job. Raises `ImageError`, or a 503 when it has waited too long."
     if time.monotonic()-job.since > settings.max_wait: raise late(settings)
     job.begun = True
-    image = decode_image(job.data, settings.max_pixels, size)
-    return pixels_of(image, size), decode_image(job.data, settings.max_pixels) if job.explain else image
+    image = decode_image(job.data, settings.max_pixels)
+    return image_pixels(image, size), image
 
 # %% ../nbs/93_engine.ipynb #93013aa
 def compute(

@@ -19,13 +19,13 @@ from torch.optim import Adam, AdamW, Optimizer, SGD
 
 from .batches import BatchLoader
 from .core import ConfigError, DatasetError, ModelError, Settings, TrainingDiverged
-from .datasets import train_val_split
+from .datasets import split_by_hash
 from .device import Amp, best_device, best_precision, keep_memory, library_versions, seed_everything, source_revision
 from .download import ARCHIVES
 from .evaluate import Report, SixViews, evaluate
 from .fit import BestEpoch, Checkpointer, History, fit
-from .folders import load_images
-from .images import Images, synthetic
+from .folders import Dataset, load_dataset
+from .images import Images, Stats
 from .modelfile import ModelCard, bundled_models, finite, load_model, save_model
 from .models import create_model, imagenet_weights, transfer_
 from .muon import Muon
@@ -54,7 +54,7 @@ def make_optimizer(
                  dict(params=[p for p in params if p.ndim != 4], lr=config.other_lr, momentum=config.momentum, weight_decay=config.weight_decay)])
 
 # %% ../nbs/81_experiment.ipynb #81009aa
-IMAGENET_STATS = ((.485, .456, .406), (.229, .224, .225))  # torchvision's, for its pretrained weights
+IMAGENET_STATS = Stats((.485, .456, .406), (.229, .224, .225))  # torchvision's, for its pretrained weights
 
 def dataset_name(
     data:str, # As a recipe has it
@@ -77,16 +77,17 @@ def from_start(
     if recipe.held_out and card.dataset == dataset_name(recipe.data) and (seed != recipe.seed or recipe.held_out > share):
         raise ConfigError(f"{recipe.start} has learned from pictures of {card.dataset} that would be held out here: use {f'seed = {seed} and held_out = {share:g}, as it did, or ' if share else ''}held_out = 0")
     arguments = {k: v for k,v in card.arguments.items() if k not in ('n_classes', 'size')}
-    return replace(recipe, architecture=card.architecture, model=arguments),model.state_dict(),(card.mean, card.std)
+    return replace(recipe, architecture=card.architecture, model=arguments),model.state_dict(),card.stats
 
 def with_stats(
-    images:Images,
+    data:Dataset,
     recipe:Recipe,
-    of_start:tuple|None, # Mean and std of the model that it starts from
-)->Images: # With other statistics
-    "The same pictures, normalised as the recipe says."
-    mean,std = dict(data=of_start or (images.mean, images.std), half=((.5,)*3, (.5,)*3), imagenet=IMAGENET_STATS)[recipe.normalize]
-    return replace(images, mean=tuple(mean), std=tuple(std))
+    of_start:Stats|None, # Of the model that it starts from
+)->Stats: # To normalise with
+    "The statistics that the recipe names."
+    if recipe.normalize == 'half': return Stats((.5,)*3, (.5,)*3)
+    if recipe.normalize == 'imagenet': return IMAGENET_STATS
+    return of_start or data.stats
 
 def build_network(
     recipe:Recipe, # Settled
@@ -104,7 +105,8 @@ def build_network(
 # %% ../nbs/81_experiment.ipynb #81011aa
 def train_by(
     recipe:Recipe, # What to do
-    train:Images, # What to learn from, normalised
+    train:Images, # What to learn from
+    stats:Stats, # To normalise with
     judge:Callable|None, # Model to a report on held-out pictures; None keeps the last epoch
     device:str='cpu', # Where to compute
     weights:dict|None=None, # First ones; None are random
@@ -115,7 +117,7 @@ def train_by(
     if device == 'cpu': keep_memory()
     seed_everything(recipe.seed)
     model = build_network(recipe, len(train.classes), weights).to(device)
-    dl = BatchLoader(train, recipe.batch_size, find_policy(recipe.policy).batch, shuffle=True, device=device, drop_last=True, mix=find_mix(recipe.mix, len(train.classes)))
+    dl = BatchLoader(train, stats, recipe.batch_size, augment=find_policy(recipe.policy).batch, shuffle=True, device=device, drop_last=True, mix=find_mix(recipe.mix, len(train.classes)))
     amp = Amp(device, recipe.precision)
     opt = make_optimizer(model, recipe.optimizer, amp.precision == 'bf16')
     s = recipe.schedule
@@ -138,6 +140,7 @@ def with_precision(
 def card_for(
     recipe:Recipe|SpeedRecipe,
     train:Images, # What it learned from
+    stats:Stats, # What it was normalised with
     epochs:int, # Passes that were made
     valid:Report|None, # On held-out pictures, if there were any
     test:Report, # On the test pictures
@@ -151,7 +154,7 @@ def card_for(
     start = Path(recipe.start).stem if recipe.loop == 'fit' else ''
     if recipe.loop == 'fit' and start != recipe.start and start in bundled_models(): start = f'./{start}.safetensors'  # one's own, called like one of them
     noted = json.loads(json.dumps(dict(asdict(recipe), data=name, **({'start': start} if start else {}))))
-    return ModelCard(schema_version=1, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=train.mean, std=train.std,
+    return ModelCard(schema_version=1, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=stats.mean, std=stats.std,
         input_size=recipe.size, recipe=noted, epochs=epochs, seed=recipe.seed, validation_accuracy=valid.accuracy if valid else None, test_accuracy=test.accuracy,
         test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
@@ -172,18 +175,19 @@ def run_recipe(
     slow = isinstance(recipe, Recipe)
     if slow: recipe,weights,of_start = from_start(recipe, settings)
     amp = Amp(device, recipe.precision)  # says what the device cannot do
-    prepare = lambda split: with_stats(load_images(recipe.data, split, recipe.size, settings), recipe, of_start) if slow else load_images(recipe.data, split, recipe.size, settings)
-    images,test = prepare('train'),prepare('test')  # a damaged picture is found before the work, not after it
-    train,valid = train_val_split(images, recipe.held_out, recipe.seed) if recipe.held_out else (images, None)
-    judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, min(500, len(images)), device=device), images.classes, device, amp)
+    data = load_dataset(recipe.data, recipe.size, settings)
+    images,test = data.train,data.test  # a damaged image is found before the work, not after it
+    stats = with_stats(data, recipe, of_start) if slow else data.stats
+    train,valid = (images, data.valid) if data.valid or not recipe.held_out else split_by_hash(images, recipe.held_out, salt='validation')
+    judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, stats, min(500, len(images)), device=device), images.classes, device, amp)
     if recipe.batch_size > len(train): raise DatasetError(f'batch_size = {recipe.batch_size}, and {len(train):,} of the {len(images)+len(test):,} pictures are left to train on: use 2 to {len(train):,}')
     checkpoint = Checkpointer(path, dict(dotted_keys(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
-    if slow: model,history = train_by(recipe, train, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
-    else: model,history = speedrun(recipe, train, device, checkpoint, on_epoch)
+    if slow: model,history = train_by(recipe, train, stats, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
+    else: model,history = speedrun(recipe, train, stats, device, checkpoint, on_epoch)
     if not finite(model.state_dict()): raise TrainingDiverged('the last step left weights that are no numbers: use a smaller learning rate, and start over (--fresh)')
     if half and not finite((model := model.half().float()).state_dict()): raise ModelError('some weights are too large for 16 bits: save them with 32')
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)
-    card = card_for(recipe, train, len(history), judge(model, valid) if valid else None, report, six_views, revision)
+    card = card_for(recipe, train, stats, len(history), judge(model, valid) if valid else None, report, six_views, revision)
     save_model(model, card, out, half)
     checkpoint.clear()
     return card,report

@@ -69,7 +69,7 @@ def explained(
     "An answer with the Grad-CAM overlay on the square that the model looked at."
     from cifar_nb.explain import hires_cam  # needs torchmetrics, which is slow to import
     card = predictor.card
-    try: cam = hires_cam(predictor.model, normalize(seen[None], card.mean, card.std).to(predictor.device), torch.tensor([answer.class_index]))[0]
+    try: cam = hires_cam(predictor.model, normalize(seen[None], card.stats).to(predictor.device), torch.tensor([answer.class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from None
     side = max(least, card.input_size)
     heat = np.asarray(Image.fromarray((255*cam).byte().numpy()).resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)[None]/255*.6

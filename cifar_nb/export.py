@@ -146,7 +146,7 @@ def same_answers(
     tolerance:float=.03, # Largest difference of a probability
 )->bool:
     "Whether two ways of computing a model say the same about 64 clouds."
-    x = normalize(random_images(64, eager.card.input_size), eager.card.mean, eager.card.std)
+    x = normalize(random_images(64, eager.card.input_size), eager.card.stats)
     p,q = ((w.logits(x)/w.card.temperature).softmax(1) for w in (way, eager))
     return bool((p-q).abs().max() < tolerance)
 
@@ -159,7 +159,7 @@ def fastest(
     threads:int|None=None, # CPU threads for ONNX Runtime; None takes PyTorch's number
 )->tuple[Predictor, list[list]]: # The winner, and a row each: name, ms for one picture, ms for eight, or why not
     "Of the ways that agree with eager computation, the one that takes the least time for one picture and eight together."
-    x = normalize(random_images(64, predictor.card.input_size), predictor.card.mean, predictor.card.std)
+    x = normalize(random_images(64, predictor.card.input_size), predictor.card.stats)
     first,second = predictor.logits(x).topk(2, 1).values.T
     x = x[(first-second).topk(8).indices]  # no close calls, which bfloat16 computes twice; few photographs are close calls
     best,least,rows = predictor,float('inf'),[]

@@ -23,6 +23,7 @@ from safetensors.torch import load as tensors_from_bytes, save as tensors_to_byt
 from torch import Tensor, nn
 
 from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
+from .images import Stats
 from .models import create_model
 
 # %% ../nbs/60_modelfile.ipynb #60008aa
@@ -50,6 +51,10 @@ class ModelCard(BaseModel):
     confidence_threshold:Fraction|None = Field(description='What 95% of the validation pictures reach; below it the model is unusually unsure, and a picture is called unfamiliar; null if not measured')
     versions:dict[str, str] = Field(description='Of Python and PyTorch, and the machine, that trained it')
     revision:str = Field(description='Of the source that trained it')
+
+    @property
+    def stats(self)->Stats: # To normalise images with
+        return Stats(self.mean, self.std)
 
     @field_validator('classes')
     @classmethod

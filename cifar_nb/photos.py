@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'FIRST_BYTES', 'EmptyImage', 'UnsupportedImage', 'TooManyPixels', 'decode_image', 'upright', 'to_rgb',
-           'fit_image', 'pixels_of', 'preprocess']
+           'fit_image', 'image_pixels']
 
 # %% ../nbs/15_photos.ipynb #15003aa
 import io
@@ -16,8 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .core import ImageError
-from .images import normalize
-from .modelfile import ModelCard
+
 
 # %% ../nbs/15_photos.ipynb #15006aa
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP')
@@ -39,7 +38,6 @@ class TooManyPixels(ImageError):
 def decode_image(
     data:bytes, # A whole picture file
     max_pixels:int=50_000_000, # Larger ones are refused before they are decoded
-    draft:int|None=None, # JPEG only: leave out detail that a square of twice so many pixels cannot show; faster
 )->Image.Image: # First frame, upright, 8-bit RGB
     "Bytes to an RGB picture. Raises `ImageError` that says what is wrong; its `status` is the HTTP status for it."
     if not data: raise EmptyImage('the picture is empty (0 bytes); send a JPEG, PNG, GIF, WebP or BMP file')
@@ -50,7 +48,6 @@ def decode_image(
         if image.width*image.height > max_pixels:
             raise TooManyPixels(f'the picture has {image.width:,} x {image.height:,} pixels; at most {max_pixels:,} are accepted')
         if image.format == 'BMP' and image.tile[0][0] == 'bmp_rle' and image.width*image.height > 1_000_000: raise TooManyPixels('a run-length BMP may have a million pixels; save it as PNG')  # decoded in Python, and a kilobyte claims millions
-        if draft: image.draft(None, (2*draft, 2*draft))
         return to_rgb(upright(image))
     except ImageError: raise
     except Image.DecompressionBombError: raise TooManyPixels(f'the picture claims too many pixels; at most {max_pixels:,} are accepted') from None
@@ -71,7 +68,7 @@ def to_rgb(
 )->Image.Image: # Mode RGB
     "Convert to RGB: 16-bit scaled to 8, transparency on white."
     if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image).clip(0, 65535)//257).astype(np.uint8))
-    if not image.has_transparency_data: return image.convert('RGB')
+    if not image.has_transparency_data: return image if image.mode == 'RGB' else image.convert('RGB')
     rgba = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba).convert('RGB')
 
@@ -85,16 +82,11 @@ def fit_image(
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 # %% ../nbs/15_photos.ipynb #15020aa
-def pixels_of(
-    image:Image.Image, # Any mode, any size
-    size:int, # Height and width of the model's pictures
+def image_pixels(
+    source:bytes|Image.Image, # A whole image file, or an image of any mode and size
+    size:int, # Height and width of the model's images
+    max_pixels:int=50_000_000, # Of a file: larger ones are rejected before they are decoded
 )->Tensor: # uint8 (3,size,size)
-    "What the model sees of a picture: upright, RGB, the largest centred square, resampled."
+    "What a model sees: upright, RGB, the largest centred square, resampled. Raises `ImageError`."
+    image = decode_image(source, max_pixels) if isinstance(source, bytes) else source
     return fit_image(to_rgb(upright(image)), size)
-
-def preprocess(
-    image:Image.Image, # Any mode, any size
-    card:ModelCard, # Size, mean and std of the model
-)->Tensor: # float32 (3,S,S)
-    "From a picture to what the model takes: `pixels_of` it, normalised."
-    return normalize(pixels_of(image, card.input_size)[None], card.mean, card.std)[0]

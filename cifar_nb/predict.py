@@ -18,7 +18,7 @@ from .core import Fraction, ModelError, Settings
 from .device import best_device
 from .images import normalize
 from .modelfile import ModelCard, find_model, read_model
-from .photos import pixels_of
+from .photos import image_pixels
 
 # %% ../nbs/61_predict.ipynb #61008aa
 class Candidate(BaseModel):
@@ -89,26 +89,26 @@ class Predictor:
         return self.network(x.to(self.device, memory_format=torch.channels_last)).float().cpu()
 
     def answers(self,
-        pixels:Tensor, # uint8 (B,3,S,S), from `pixels_of`
+        pixels:Tensor, # uint8 (B,3,S,S), from `image_pixels`
         top_k:list[int], # Candidates in `top`, for each picture
     )->list[Prediction]: # One a picture; `inference_ms` is the time of the whole batch
         "Answers for pixels of the right size. Raises `ModelError` when the network gives no numbers."
         start = time.perf_counter()
-        rows = (self.logits(normalize(pixels, self.card.mean, self.card.std))/self.card.temperature).softmax(1)
+        rows = (self.logits(normalize(pixels, self.card.stats))/self.card.temperature).softmax(1)
         took = 1000*(time.perf_counter()-start)
         if not rows.isfinite().all(): raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
         return [as_prediction(row, self.card, self.name, k, took) for row,k in zip(rows.tolist(), top_k)]
 
     def predict_batch(self,
-        images:list[Image.Image], # Any modes and sizes
+        images:list[bytes|Image.Image], # Files, or images of any modes and sizes
         top_k:int=5, # Candidates in `top`, at most the number of classes
     )->list[Prediction]: # One a picture
         "Answers for several pictures at once."
         if not images: return []
-        return self.answers(torch.stack([pixels_of(image, self.card.input_size) for image in images]), [top_k]*len(images))
+        return self.answers(torch.stack([image_pixels(image, self.card.input_size) for image in images]), [top_k]*len(images))
 
     def __call__(self,
-        image:Image.Image, # Any mode, any size
+        image:bytes|Image.Image, # A file, or an image of any mode and size
         top_k:int=5, # Candidates in `top`, at most the number of classes
     )->Prediction:
         "The answer for one picture."

@@ -25,7 +25,7 @@ from .batches import BatchLoader
 from .core import ConfigError, Count, Fraction, NonNegative, ProperFraction, Rate, Seed, Size, TrainingDiverged, progress
 from .device import Amp, Precision, keep_memory, seed_everything
 from .fit import Checkpointer, History
-from .images import Images
+from .images import Images, Stats
 from .loop import train_epoch
 from .models import SIZE_LIMITS, SpeedNet, create_model
 from .muon import Muon
@@ -126,6 +126,7 @@ def size_at_epoch(
 
 def epoch_loader(
     images:Images, # Already of this epoch's size, some mirrored at the start
+    stats:Stats,
     recipe:SpeedRecipe,
     epoch:int, # From 0
     device:str, # Where batches are made
@@ -137,7 +138,7 @@ def epoch_loader(
         x = random_shift(x, round(recipe.shift*scale))
         if not recipe.by_turns: x = random_flip(x)
         return cutout(x, round(recipe.cutout*scale)) if recipe.cutout else x
-    return BatchLoader(images, recipe.batch_size, augment, shuffle=True, device=device, drop_last=True)
+    return BatchLoader(images, stats, recipe.batch_size, augment=augment, shuffle=True, device=device, drop_last=True)
 
 # %% ../nbs/72_speed.ipynb #72022aa
 def compile_step(
@@ -159,6 +160,7 @@ def compile_step(
 # %% ../nbs/72_speed.ipynb #72024aa
 def init_network(
     images:Images, # What it will be trained on
+    stats:Stats,
     recipe:SpeedRecipe,
     device:str='cpu', # Where the network will be
     **arguments, # Other than the recipe's, for a proxy
@@ -166,13 +168,14 @@ def init_network(
     "A network that begins as the recipe says."
     model = create_model(recipe.architecture, **{**recipe.arguments(len(images.classes)), **arguments}).to(device)
     if recipe.identity: identity_(model)
-    if recipe.whiten: whiten_(model.whiten, images)
+    if recipe.whiten: whiten_(model.whiten, images, stats)
     return model
 
 # %% ../nbs/72_speed.ipynb #72025aa
 def speedrun(
     recipe:SpeedRecipe, # What to do
     train:Images, # What to learn from
+    stats:Stats, # To normalise with
     device:str='cpu', # Where to compute; the pictures are kept there
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
@@ -182,16 +185,16 @@ def speedrun(
     seed_everything(recipe.seed)
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     if recipe.by_turns: images = flip_where(images, torch.rand(len(images)) < .5)
-    n_batches,n_hard = len(epoch_loader(images, recipe, 0, device)),math.ceil(recipe.hard*recipe.batch_size)
+    n_batches,n_hard = len(epoch_loader(images, stats, recipe, 0, device)),math.ceil(recipe.hard*recipe.batch_size)
     if recipe.accumulate > n_batches: raise ConfigError(f'accumulate = {recipe.accumulate}, and an epoch has {n_batches} batches of {recipe.batch_size}: use 1 to {n_batches}')
     amp,loss_fn,history = Amp(device, recipe.precision), nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), History()
     recipe = replace(recipe, precision=amp.precision)  # settled once
-    model = init_network(images, recipe, device)
+    model = init_network(images, stats, recipe, device)
     opt = make_muon(model, recipe, n_hard*recipe.accumulate)
     sched = make_schedule(opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.accumulate))
     parts = dict(model=model, opt=opt, sched=sched, scaler=amp.scaler, history=history)
     if recipe.hard < 1:
-        proxy,proxy_amp = init_network(images, recipe, device, widths=recipe.proxy_widths, depth=2),Amp(device, recipe.precision)
+        proxy,proxy_amp = init_network(images, stats, recipe, device, widths=recipe.proxy_widths, depth=2),Amp(device, recipe.precision)
         proxy_opt = make_muon(proxy, recipe, recipe.batch_size)
         proxy_sched = make_schedule(proxy_opt, 'linear', recipe.epochs, math.ceil(n_batches/recipe.proxy_every))
         parts.update(proxy=proxy, proxy_opt=proxy_opt, proxy_sched=proxy_sched, proxy_scaler=proxy_amp.scaler)
@@ -203,7 +206,7 @@ def speedrun(
         start,size = time.perf_counter(),size_at_epoch(recipe, epoch)
         if size != seen: scaled,seen = resize_images(images, size),size
         if size not in learners: learners[size] = compile_step(model, (n_hard, *scaled.pixels.shape[1:]), amp, recipe.accumulate) if recipe.compiled else model
-        dl = epoch_loader(scaled, recipe, epoch, device)
+        dl = epoch_loader(scaled, stats, recipe, epoch, device)
         if recipe.hard < 1: dl = ProxyFilter(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
         try: loss = train_epoch(learners[size], progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch+1}, {e}') from None

@@ -10,20 +10,21 @@ import torch
 from torch import nn
 
 from .core import DatasetError
-from .images import Images, normalize
+from .images import Images, Stats, normalize
 from .models import SpeedNet
 
 # %% ../nbs/70_start.ipynb #70009aa
 @torch.no_grad()
 def whiten_(
     layer:nn.Conv2d, # Its filters, two for each number in a patch, are overwritten and frozen
-    images:Images, # As many of them are used as have 5 million pixels (4,882 of 32 x 32), at least 100, evenly spread
+    images:Images, # To learn the statistics of patches from: as many of them are used as have 5 million pixels (4,882 of 32 x 32), at least 100, evenly spread
+    stats:Stats, # To normalise with
     eps:float=5e-4, # Added to the eigenvalues, so that faint directions are not blown up
 )->nn.Conv2d: # `layer`
     "Make the outputs uncorrelated and of equal size: eigenvectors of the patches' second moments over the root of the eigenvalue, and their negatives. Raises `DatasetError` for grey pictures."
     (h,w),device = layer.kernel_size,layer.weight.device
     n = min(len(images), max(100, 5_000_000//images.pixels[0,0].numel()))
-    x = normalize(images.pixels[torch.linspace(0, len(images)-1, n).long()].to(device), images.mean, images.std)
+    x = normalize(images.pixels[torch.linspace(0, len(images)-1, n).long()].to(device), stats)
     patches = x.unfold(2, h, 1).unfold(3, w, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3*h*w)
     values,vectors = (part.to(device) for part in torch.linalg.eigh((patches.T @ patches/len(patches)).cpu()))  # tiny, and not every device can
     if (n := int((values < 1e-6*values[-1]).sum())): raise DatasetError(f'{n} of {len(values)} directions of colour and contrast never vary: are the pictures grey, or of one colour each? The recipe `simple` trains on such pictures')
