@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from service import service, until, watched
+from tools.server import service, until, watched
 from typer.testing import CliRunner
 
 from cifar_nb.cli import app

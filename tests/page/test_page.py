@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import page
+from tools.browser import page
 from PIL import Image
 from playwright.sync_api import TimeoutError, expect
 

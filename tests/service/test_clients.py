@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 from PIL import Image
-from service import until
+from tools.server import until
 
 from cifar_nb.core import Settings
 from cifar_nb.data import synthetic

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "cifar_nb").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 

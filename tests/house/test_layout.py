@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLOORS = {re.search(r"#\| default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: int(p.name[:2]) for p in ROOT.glob("nbs/[0-9]*.ipynb") if "default_exp" in p.read_text(encoding="utf-8")}
 NOTEBOOKS = sorted(ROOT.glob("nbs/*.ipynb"))
 

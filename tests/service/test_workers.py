@@ -16,7 +16,7 @@ from threading import Event, Thread
 import httpx
 import pytest
 from PIL import Image
-from service import service, until
+from tools.server import service, until
 
 from cifar_nb.data import synthetic
 
