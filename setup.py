@@ -15,10 +15,11 @@ def listed(key):
 
 
 def absolute(readme):
-    "The README for the package index, which has neither our pictures nor our files: their addresses in full."
+    "The README for the package index, which has neither our images nor our files: their addresses in full."
     raw = f"https://raw.githubusercontent.com/{cfg['user']}/{cfg['repo']}/{cfg['branch']}/"
+    files = f"{cfg['git_url']}/blob/{cfg['branch']}/"
     readme = re.sub(r"(!\[[^]]*\]\()(?!https?:)", lambda m: m[1] + raw, readme)
-    return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", lambda m: m[1] + f"{cfg['git_url']}/blob/{cfg['branch']}/", readme)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", lambda m: m[1] + files, readme)
 
 
 extras = {key.removesuffix("_requirements"): listed(key) for key in cfg
@@ -44,6 +45,11 @@ setuptools.setup(
     zip_safe=False,
     entry_points={"console_scripts": listed("console_scripts"),
                   "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
-    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Developers", "Intended Audience :: Education",
-                 "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Image Recognition"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
 )

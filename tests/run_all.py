@@ -6,16 +6,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OFFLINE = {"IN_TEST": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore::DeprecationWarning", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+OFFLINE = {
+    "IN_TEST": "1",
+    "TQDM_DISABLE": "1",
+    "MPLBACKEND": "agg",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
 
 
 def exported_is_current():
     "`nbdev_export` must leave the package as it is."
-    watched = [*sorted(ROOT.glob("cifar_nb/*.py")), ROOT / "pyproject.toml"]
-    before = {p: p.read_bytes() for p in watched}
+    def texts(): return {p: p.read_bytes() for p in [*ROOT.glob("cifar_nb/*.py"), ROOT / "pyproject.toml"]}
+    before = texts()
     subprocess.run(["nbdev_export"], cwd=ROOT, check=True)
-    changed = [p.relative_to(ROOT) for p in sorted(ROOT.glob("cifar_nb/*.py")) + [ROOT / "pyproject.toml"] if before.get(p) != p.read_bytes()]
-    if changed: sys.exit(f"nbdev_export changed {', '.join(map(str, changed))}: edit notebooks, not modules, and commit what it writes")
+    after = texts()
+    changed = sorted(str(p.relative_to(ROOT)) for p in {*before, *after} if before.get(p) != after.get(p))
+    if changed: sys.exit(f"nbdev_export changed {', '.join(changed)}: edit notebooks, commit what it writes")
 
 
 def command(*args, **more):
@@ -27,20 +35,25 @@ def side_by_side(*commands, **more):
     def run():
         ours = {k: v for k, v in os.environ.items() if not k.startswith("CIFAR_NB_")}
         running = [subprocess.Popen(args, cwd=ROOT, env={**ours, **OFFLINE, **more}) for args in commands]
-        if any([process.wait() for process in running]): sys.exit(1)
+        codes = [process.wait() for process in running]
+        if any(codes): sys.exit(1)
     return run
 
 
-NBVAL = (sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider")
+PYTEST = (sys.executable, "-m", "pytest", "-q")
+NBVAL = (*PYTEST, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "no:cacheprovider")
 BOOKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("nbs/*.ipynb"))
-
+COVERAGE = ("--cov=cifar_nb", "--cov-report=term:skip-covered")
+# Two processes of two threads each would wait for one another
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 STEPS = {
     "nbdev_export leaves no diff": exported_is_current,
     "ruff": command("ruff", "check", "--quiet", "."),
-    "nbdev_test": command("nbdev_test", "--path", "nbs", "--n_workers", "2", "--timing", OMP_NUM_THREADS="1"),  # two processes of two threads each would wait for one another
-    "pytest --nbval-lax": side_by_side((*NBVAL, *BOOKS[::2]), (*NBVAL, *BOOKS[1::2]), OMP_NUM_THREADS="1"),
-    "pytest tests": command(sys.executable, "-m", "pytest", "-q", "--durations=8", "tests"),
+    "mypy": command("mypy"),
+    "nbdev_test": command("nbdev_test", "--path", "nbs", "--n_workers", "2", "--timing", **ONE_THREAD),
+    "nbval": side_by_side((*NBVAL, *BOOKS[::2]), (*NBVAL, *BOOKS[1::2]), **ONE_THREAD),
+    "pytest": command(*PYTEST, "--durations=8", *COVERAGE, "tests"),
 }
 
 

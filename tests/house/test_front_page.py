@@ -1,0 +1,39 @@
+"README.md is rendered from nbs/index.ipynb, and shows what results/ and the model cards say."
+import base64
+import copy
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from tools.repository import ROOT, cells, readme_tool
+
+INDEX = ROOT / "nbs" / "index.ipynb"
+
+
+def tables(notebook):
+    shown = [cell.outputs for cell in notebook.cells if "#| echo: false" in cell.source]
+    return [output["data"]["text/markdown"] for outputs in shown for output in outputs]
+
+
+def test_the_readme_is_the_front_page():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_tool().rendered(), "run `make readme`"
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return nbformat.read(INDEX, 4)
+
+
+def test_the_front_page_shows_what_the_results_say(stored):
+    resources = {"metadata": {"path": str(ROOT / "nbs")}}
+    fresh = NotebookClient(copy.deepcopy(stored), timeout=300, resources=resources).execute()
+    assert tables(stored)
+    assert tables(stored) == tables(fresh), "run nbs/index.ipynb, and then `make readme`"
+
+
+def test_the_chart_is_that_of_the_results_notebook():
+    results = cells(ROOT / "nbs" / "82_results.ipynb")
+    outputs = [output for cell in results for output in cell.get("outputs", [])]
+    figures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    shown = (ROOT / "nbs" / "images" / "recipes.png").read_bytes()
+    assert base64.b64decode("".join(figures[-1])) == shown, "run `make readme`"
