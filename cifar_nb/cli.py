@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table
 from .device import best_device, device_note
+from .guard import ServiceSettings
 
 # %% ../nbs/97_cli.ipynb #97007aa
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -60,7 +61,7 @@ def setting(
     **more, # For `typer.Option`
 ):
     "A flag that overrides a setting, with the setting's own description."
-    field = Settings.model_fields[name]
+    field = ServiceSettings.model_fields[name]
     default = ','.join(field.default) if isinstance(field.default, list) else 'none' if field.default in (None, '') else field.default
     return typer.Option(help=f'{field.description} [CIFAR_NB_{name.upper()}, else {default}]', show_default=False, **more)
 
@@ -238,7 +239,8 @@ def serve(
     from cifar_nb.export import check_backend
     from cifar_nb.predict import Predictor
     from cifar_nb.serve import address_of, open_port, run
-    settings = configured(**flags)
+    settings = ServiceSettings.read(**flags)
+    if settings.threads: torch.set_num_threads(settings.threads)
     predictor = Predictor.load(None, settings)
     check_backend(settings.backend, predictor.device)
     sock = open_port(settings.host, settings.port)

@@ -35,13 +35,13 @@ from starlette.requests import ClientDisconnect
 from uvicorn.supervisors import Multiprocess
 
 from . import __version__
-from .core import CifarNbError, ConfigError, ImageError, Settings, log
+from .core import CifarNbError, ConfigError, ImageError, log
 from .engine import Engine, reload
-from .guard import BodyLimit, key_check, origin_pattern
+from .guard import BodyLimit, ServiceSettings, key_check, origin_pattern
 from .modelfile import ModelCard
 from .observe import Records, start_logging
 from .predict import Predictor
-from .requests import Alive, Answer, Classes, Explanation, Failure, Health, ImageBody, Named, Problem, read_files, read_json, read_request
+from .requests import Alive, Answer, Classes, Explanation, Failure, Health, ImageBody, Named, Problem, read_files, read_json, read_request, status_of
 
 # %% ../nbs/95_serve.ipynb #95008aa
 STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
@@ -78,11 +78,11 @@ def sentence(
 
 # %% ../nbs/95_serve.ipynb #95009aa
 def create_app(
-    settings:Settings|None=None, # Read from the environment when None
+    settings:ServiceSettings|None=None, # Read from the environment when None
     predictor:Predictor|None=None, # Loaded at start from the settings when None
 )->FastAPI:
     "The service: API, web page and documentation."
-    settings = settings or Settings.read()
+    settings = settings or ServiceSettings.read()
     engine = Engine(settings, predictor)
 
     @asynccontextmanager
@@ -109,7 +109,7 @@ def add_problems(
 ):
     "Every error as `{'detail': sentence}`."
     @app.exception_handler(ImageError)
-    async def bad_image(request, error): return JSONResponse({'detail': str(error)}, error.status)
+    async def bad_image(request, error): return JSONResponse({'detail': str(error)}, status_of(error))
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(request, error): return JSONResponse({'detail': sentence(error)}, 422)
@@ -197,7 +197,7 @@ async def one_of_many(
 )->Answer|Failure:
     "The answer for one picture of several, or why there is none."
     try: return await engine.answer(data, top_k, view=view)
-    except ImageError as e: return Failure(detail=str(e), status=e.status)
+    except ImageError as e: return Failure(detail=str(e), status=status_of(e))
     except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
 
 def add_more_predictions(
@@ -329,12 +329,12 @@ class Workers(Multiprocess):
 
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
-    settings = Settings.read()
+    settings = ServiceSettings.read()
     start_logging(settings.log_json)
     return create_app(settings)
 
 def run(
-    settings:Settings,
+    settings:ServiceSettings,
     sock:socket.socket, # From `open_port`
 )->None:
     "Serve until a signal says stop; what has begun is finished first. Raises `ConfigError` for several workers where there is no SIGHUP."
