@@ -121,9 +121,10 @@ def train_by(
     amp = Amp(device, recipe.precision)
     opt = make_optimizer(model, recipe.optimizer, amp.precision == 'bf16')
     s = recipe.schedule
-    sched = make_schedule(opt, s.name, recipe.epochs, -(-len(dl)//recipe.accumulate), s.warmup, s.every, s.factor)
-    history = fit(model, dl, judge, recipe.epochs, opt, nn.CrossEntropyLoss(label_smoothing=recipe.smoothing), device, amp, sched,
-                  recipe.clip or None, recipe.accumulate, recipe.average or None, BestEpoch(recipe.stopping.monitor, recipe.stopping.patience or None), checkpoint, on_epoch=on_epoch)
+    sched = make_schedule(opt, s.name, recipe.epochs, -(-len(dl)//recipe.accumulate), warmup=s.warmup, every=s.every, factor=s.factor)
+    history = fit(model, lambda epoch: dl, opt, recipe.epochs, validate=judge, stopper=BestEpoch(recipe.stopping.monitor, recipe.stopping.patience or None),
+                  ema=recipe.average or None, checkpoint=checkpoint, on_epoch=on_epoch, loss_fn=nn.CrossEntropyLoss(label_smoothing=recipe.smoothing),
+                  device=device, amp=amp, sched=sched, clip=recipe.clip or None, accumulate=recipe.accumulate)
     return model,history
 
 # %% ../nbs/81_experiment.ipynb #81013aa

@@ -140,46 +140,56 @@ def ema_watcher(
         watch(**seen)
     return follow
 
+# %% ../nbs/33_fit.ipynb #6e5cd4cc
+def _train_row(net, batches, opt, name, step):
+    "One pass, and what it adds to the row. Raises `TrainingDiverged` with the epoch in front."
+    row = dict(size=batches.size) if hasattr(batches, 'size') else {}
+    try: row['train_loss'] = train_epoch(net, progress(batches, desc=name), opt, **step)
+    except TrainingDiverged as e: raise TrainingDiverged(f'{name.partition("/")[0]}, {e}') from e
+    return row
+
+def _validated(validate, model, stopper):
+    "The columns of a validated epoch, which the stopper has seen; none without `validate`."
+    if not validate: return {}
+    report = validate(model)
+    stopper.update(report, model)
+    return dict(valid_loss=report.loss, valid_accuracy=report.accuracy)
+
 # %% ../nbs/33_fit.ipynb #33021aa
-def fit(
-    model:nn.Module, # On `device`; ends with the weights of its best epoch
-    train_dl:Iterable, # Yields `(x, y)`
-    validate:Callable|None, # Model to a report with `loss` and `accuracy`; None keeps the last epoch
-    epochs:int, # Passes over `train_dl`, fewer when stopped early
+def fit(  # noqa: PLR0913
+    model:nn.Module, # On its device; ends with the weights of its best epoch
+    loader:Callable, # Number of an epoch, from 0, to its batches; `lambda epoch: dl` for always the same
     opt:Optimizer, # Built over the model's parameters
-    loss_fn:Callable=F.cross_entropy, # Logits and labels to a mean
-    device:str='cpu', # Where batches are moved
-    amp:Amp|None=None, # Autocast and scaler; None is off
-    sched=None, # Stepped after each optimiser step
-    clip:float|None=None, # Largest gradient norm
-    accumulate:int=1, # Batches whose gradients make one step
-    average:float|None=None, # Validate and keep an average of the weights that keeps this share of itself at each step; None is off
+    epochs:int, # Passes over the images, fewer when stopped early
+    *,
+    validate:Callable|None=None, # Model to a report with `loss` and `accuracy`; None keeps the last epoch
+    learner:Callable|None=None, # Number of an epoch to the module that trains the model's weights; None is `model`
     stopper:BestEpoch|None=None, # None keeps the most accurate epoch and never stops
+    ema:float|None=None, # Validate and keep an average of the weights that keeps this fraction at each step
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
-    watch:Callable=noop, # Sees each batch
+    parts:dict|None=None, # More objects with a `state_dict` for the checkpoint, by name
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
+    **step, # Keyword arguments of `train_epoch`
 )->History:
     "Train, validate, remember the best, save. Raises `TrainingDiverged` with epoch, step and learning rate."
     if epochs < 1: raise ConfigError(f'{epochs} epochs train nothing: use 1 or more')
-    amp,stopper,history = amp or Amp(device), stopper or BestEpoch(), History()
-    parts = dict(model=model, opt=opt, scaler=amp.scaler, stopper=stopper, history=history)
-    if sched: parts['sched'] = sched
+    step['amp'] = step.get('amp') or Amp(step.get('device', 'cpu'))
+    stopper = stopper or BestEpoch()
+    history = History()
+    parts = dict(parts or {}, model=model, opt=opt, scaler=step['amp'].scaler, stopper=stopper, history=history)
+    if step.get('sched'): parts['sched'] = step['sched']
     judged = model
-    if average is not None:
-        parts['average'] = make_ema(model, average)
-        judged,watch = parts['average'].module,ema_watcher(parts['average'], watch)
+    if ema is not None:
+        parts['ema'] = make_ema(model, ema)
+        judged = parts['ema'].module
+        step['watch'] = ema_watcher(parts['ema'], step.get('watch', noop))
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
-        epoch,start,lr = len(history)+1,time.perf_counter(),opt.param_groups[0]['lr']
-        bar = progress(train_dl, desc=f'epoch {epoch}/{epochs}')
-        try: loss = train_epoch(model, bar, opt, loss_fn, device, amp, sched, clip, accumulate, watch)
-        except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch}, {e}') from None
-        row = dict(epoch=epoch, train_loss=loss, lr=lr)
-        if validate:
-            report = validate(judged)
-            stopper.update(report, judged)
-            row.update(valid_loss=report.loss, valid_accuracy=report.accuracy)
-        history.add(**row, seconds=time.perf_counter()-start)
+        i,start,lr = len(history),time.perf_counter(),opt.param_groups[0]['lr']
+        batches = loader(i)
+        net = learner(i) if learner else model
+        row = _train_row(net, batches, opt, f'epoch {i+1}/{epochs}', step)
+        history.add(epoch=i+1, **row, lr=lr, **_validated(validate, judged, stopper), seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
         on_epoch(history)
     model.load_state_dict(stopper.weights if validate else judged.state_dict())

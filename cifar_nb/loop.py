@@ -59,11 +59,12 @@ def accumulation_groups(
 # %% ../nbs/31_loop.ipynb #31019aa
 def noop(**kwargs): "Watches nothing."
 
-def train_epoch(
+def train_epoch(  # noqa: PLR0913
     model:nn.Module,       # Already on `device`
     dl:Iterable,           # Yields `(x, y)`
     opt:Optimizer,         # Built over the model's parameters
     loss_fn:Callable=F.cross_entropy,  # Logits and labels to a mean
+    *,
     device:str='cpu',      # Where batches are moved
     amp:Amp|None=None,     # Autocast and scaler; None is off
     sched=None,            # Stepped after each optimiser step
@@ -71,25 +72,28 @@ def train_epoch(
     accumulate:int=1,      # Batches whose gradients make one step
     watch:Callable=noop,   # Sees each batch, changes nothing
 )->float:                  # Mean loss per image
-    "One pass over `dl`, five steps per batch. Raises `TrainingDiverged` when the loss is no number."
-    amp,meter = amp or Amp(device),LossMeter()
+    "One pass over `dl`, five steps per batch. Raises `TrainingDiverged` when the loss is not finite."
+    amp = amp or Amp(device)
+    meter = LossMeter()
     model.train()
-    for x,y,first,share,last in accumulation_groups(dl, accumulate):
+    for x,y,first,weight,last in accumulation_groups(dl, accumulate):
         x,y = x.to(device),y.to(device)
         with amp.autocast():
-            logits = model(x)                    # 1 forward
-            loss = loss_fn(logits, y)            # 2 loss
-        if first: opt.zero_grad()                # 3 zero_grad
-        amp.scaler.scale(share*loss).backward()  # 4 backward
+            logits = model(x)                     # 1 forward
+            loss = loss_fn(logits, y)             # 2 loss
+        if first: opt.zero_grad()                 # 3 zero_grad
+        amp.scaler.scale(weight*loss).backward()  # 4 backward
         meter.add(loss, len(x), opt.param_groups[0]['lr'])
+        stepped = False
         if last:
             if clip:
                 amp.scaler.unscale_(opt)
                 clip_grad_norm_(model.parameters(), clip)
             scale = amp.scaler.get_scale()
-            amp.scaler.step(opt)                 # 5 step
+            amp.scaler.step(opt)                  # 5 step
             amp.scaler.update()
-            stepped = amp.scaler.get_scale() >= scale  # float16 leaves out a step whose gradients overflow, and lowers its scale
+            # float16 leaves out a step whose gradients overflow, and lowers its scale
+            stepped = amp.scaler.get_scale() >= scale
             if sched and stepped: sched.step()
-        watch(model=model, opt=opt, loss=loss.detach(), stepped=last and stepped)
+        watch(model=model, opt=opt, loss=loss.detach(), stepped=stepped)
     return meter.mean()

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .core import ConfigError, TrainingDiverged
-from .device import random_state, set_random_state
+from .device import Amp, random_state, set_random_state
 from .loop import train_epoch
 
 # %% ../nbs/32_rates.ipynb #32007aa
@@ -63,7 +63,9 @@ def find_lr(
     dl:Iterable, # Yields `(x, y)`; begun again where it is short
     opt:Optimizer, # Over the model's parameters; a copy takes the steps, with its groups' rates in proportion
     loss_fn:Callable=F.cross_entropy, # Logits and labels to a mean
+    *,
     device:str='cpu', # Where batches are moved
+    amp:Amp|None=None, # As in the training; None is off
     low:float=1e-5, # First rate
     high:float=1., # Last rate
     steps:int=100, # From `low` to `high`, fewer when the loss comes to four times its lowest
@@ -79,7 +81,7 @@ def find_lr(
             curve = smooth_losses(losses)
             if curve and not curve[-1] <= 4*min(curve): return
             yield batch
-    try: train_epoch(model, batches(), opt, loss_fn, device, sched=sched, watch=lambda loss, **_: losses.append(loss.item()))
+    try: train_epoch(model, batches(), opt, loss_fn, device=device, amp=amp, sched=sched, watch=lambda loss, **_: losses.append(loss.item()))
     except TrainingDiverged:  # as far as we wanted to go
         losses = [loss for loss in losses if math.isfinite(loss)]
         if not losses: raise
@@ -131,6 +133,7 @@ def make_schedule(
     name:str, # A key of `SCHEDULES`
     epochs:int, # Epochs planned
     steps_per_epoch:int, # Optimiser steps: batches, or groups of them when they accumulate
+    *,
     warmup:float=0., # Share of all steps that comes first and rises
     every:float=15, # Epochs between the drops of 'step', counted from the end of the warm-up
     factor:float=.5, # What a drop of 'step' leaves of the rate

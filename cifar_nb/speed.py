@@ -64,7 +64,7 @@ class ProxyFilter:
 
     def __iter__(self)->Iterator[tuple[Tensor, Tensor]]: # `x` (ceil(share*B),3,H,W) and its `y`
         for i,(x,y) in enumerate(self.dl):
-            if i % self.every == 0: train_epoch(self.proxy, [(x, y)], self.opt, self.loss_fn, str(x.device), self.amp, self.sched)
+            if i % self.every == 0: train_epoch(self.proxy, [(x, y)], self.opt, self.loss_fn, device=str(x.device), amp=self.amp, sched=self.sched)
             self.proxy.eval()
             with torch.no_grad(), self.amp.autocast(): losses = F.cross_entropy(self.proxy(x).float(), y, reduction='none')
             hard = losses.topk(math.ceil(self.share*len(x))).indices
@@ -208,7 +208,7 @@ def speedrun(
         if size not in learners: learners[size] = compile_step(model, (n_hard, *scaled.pixels.shape[1:]), amp, recipe.accumulate) if recipe.compiled else model
         dl = epoch_loader(scaled, stats, recipe, epoch, device)
         if recipe.hard < 1: dl = ProxyFilter(dl, recipe.hard, proxy, proxy_opt, loss_fn, proxy_amp, proxy_sched, recipe.proxy_every)
-        try: loss = train_epoch(learners[size], progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device, amp, sched, accumulate=recipe.accumulate)
+        try: loss = train_epoch(learners[size], progress(dl, desc=f'epoch {epoch+1}/{recipe.epochs}'), opt, loss_fn, device=device, amp=amp, sched=sched, accumulate=recipe.accumulate)
         except TrainingDiverged as e: raise TrainingDiverged(f'epoch {epoch+1}, {e}') from None
         history.add(epoch=epoch+1, size=size, train_loss=loss, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
