@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core import ImageError
 
-# %% ../nbs/15_photos.ipynb #ccada5d1
+# %% ../nbs/15_photos.ipynb #15010bb
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP')
 _FIRST_BYTES = re.compile(rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM', re.DOTALL)
 
@@ -32,7 +32,7 @@ class UnsupportedImage(ImageError):
 class TooManyPixels(ImageError):
     "The image has more pixels than we are willing to decode."
 
-# %% ../nbs/15_photos.ipynb #15540c32
+# %% ../nbs/15_photos.ipynb #15014bb
 def _check_bytes(data:bytes):
     "What can be seen without a decoder. Raises `EmptyImage`, `UnsupportedImage` or `ImageError`."
     if not data:
@@ -57,7 +57,7 @@ def _refuse_bombs(
     if run_length and n_pixels > 1_000_000:
         raise TooManyPixels('a run-length BMP may have at most a million pixels; save it as PNG')
 
-# %% ../nbs/15_photos.ipynb #94838e0a
+# %% ../nbs/15_photos.ipynb #15018bb
 def upright(
     image:Image.Image, # Decoded here if it was only opened
 )->Image.Image: # The same object if there is nothing to rotate
@@ -69,7 +69,7 @@ def upright(
     except Exception:  # Reading damaged EXIF may raise anything, and it is only a note
         return image
 
-# %% ../nbs/15_photos.ipynb #3fb34935
+# %% ../nbs/15_photos.ipynb #15023bb
 def to_rgb(
     image:Image.Image, # Any mode that Pillow reads
 )->Image.Image: # Mode RGB; the same object if it was RGB
@@ -83,7 +83,7 @@ def to_rgb(
     white = Image.new('RGBA', rgba.size, 'white')
     return Image.alpha_composite(white, rgba).convert('RGB')
 
-# %% ../nbs/15_photos.ipynb #fc6cafd7
+# %% ../nbs/15_photos.ipynb #15026bb
 @contextmanager
 def _as_image_error()->Iterator[None]:
     "Turn whatever a decoder raises into an `ImageError`."
@@ -95,7 +95,7 @@ def _as_image_error()->Iterator[None]:
         raise ImageError(f'the image is damaged or cut short ({type(e).__name__}); '
                          'send a whole JPEG, PNG, GIF, WebP or BMP file') from e
 
-# %% ../nbs/15_photos.ipynb #2abf4aef
+# %% ../nbs/15_photos.ipynb #15027bb
 def decode_image(
     data:bytes, # A whole image file
     max_pixels:int=50_000_000, # Larger images are rejected before they are decoded
@@ -107,7 +107,7 @@ def decode_image(
         _refuse_bombs(image, max_pixels)
         return to_rgb(upright(image))
 
-# %% ../nbs/15_photos.ipynb #7e22dc58
+# %% ../nbs/15_photos.ipynb #15033bb
 def fit_image(
     image:Image.Image, # RGB, any size
     size:int, # Height and width in pixels
@@ -116,7 +116,7 @@ def fit_image(
     square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
-# %% ../nbs/15_photos.ipynb #16e0bbbd
+# %% ../nbs/15_photos.ipynb #15036bb
 def image_pixels(
     source:bytes|Image.Image, # A whole image file, or an image of any mode and size
     size:int, # Height and width of the model's images
