@@ -24,7 +24,7 @@ class Images:
     pixels:Tensor             # uint8 (N,3,H,W), 0 to 255
     labels:Tensor             # int64 (N,), indices into `classes`
     classes:tuple[str, ...]   # Class names in index order
-    file_keys:Tensor|None=None  # int64 (N,), `content_key` of each image's file; None where there are no files
+    file_keys:Tensor|None=None  # int64 (N,), a hash of each image's file; None where there are no files
 
     def __len__(self): return len(self.labels)
 
@@ -33,42 +33,53 @@ class Images:
         keys = None if self.file_keys is None else self.file_keys[which]
         return replace(self, pixels=self.pixels[which], labels=self.labels[which], file_keys=keys)
 
-    def __repr__(self): return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'
+    def __repr__(self):
+        return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'
 
 # %% ../nbs/10_images.ipynb #10010aa
 SHAPES = ('circle', 'square', 'triangle', 'cross', 'ring', 'rows', 'columns', 'diagonals', 'checks', 'dots')
 
 def shape_masks(
     labels:Tensor, # int64 (N,), indices into `SHAPES`
-    rng:torch.Generator, # Draws places, sizes and periods
+    rng:torch.Generator, # Draws positions, sizes and periods
     size:int=32, # Height and width in pixels
-)->Tensor: # bool (N,size,size), True where the shape is
+)->Tensor: # bool (N,size,size), True inside the shape
     "Draw one shape or texture for each label."
     n = len(labels)
     u = torch.rand(n, 4, 1, 1, generator=rng)
     grid = torch.linspace(-1, 1, size)
-    y,x = grid.view(1, -1, 1) - (u[:,0]-.5)*.6, grid.view(1, 1, -1) - (u[:,1]-.5)*.6
-    r,period = .45+.3*u[:,2], .25+.25*u[:,3]
-    far = (x*x+y*y).sqrt()
-    wave = lambda t: torch.sin(t*torch.pi/period) > 0
-    kinds = [far < r, torch.maximum(x.abs(), y.abs()) < .85*r, (y < .8*r) & (y > 2*x.abs()-r),
-             torch.minimum(x.abs(), y.abs()) < .3*r, (far < r) & (far > .6*r), wave(y).expand(n, size, size), wave(x).expand(n, size, size),
-             wave(x+y), wave(x) ^ wave(y), wave(x) & wave(y)]
+    y = grid.view(1, -1, 1) - (u[:,0]-.5)*.6
+    x = grid.view(1, 1, -1) - (u[:,1]-.5)*.6
+    radius,period = .45+.3*u[:,2], .25+.25*u[:,3]
+    distance = (x*x+y*y).sqrt()
+    def wave(t): return torch.sin(t*torch.pi/period) > 0
+    kinds = [
+        distance < radius,
+        torch.maximum(x.abs(), y.abs()) < .85*radius,
+        (y < .8*radius) & (y > 2*x.abs()-radius),
+        torch.minimum(x.abs(), y.abs()) < .3*radius,
+        (distance < radius) & (distance > .6*radius),
+        wave(y).expand(n, size, size),
+        wave(x).expand(n, size, size),
+        wave(x+y),
+        wave(x) ^ wave(y),
+        wave(x) & wave(y)]
     return torch.stack(kinds)[labels, torch.arange(n)]
 
 # %% ../nbs/10_images.ipynb #10013aa
 def synthetic(
-    split:str='train', # 'train' (5,000 pictures) or 'test' (1,000 others)
+    split:str='train', # 'train' (5,000 images) or 'test' (1,000 others)
     size:int=32, # Height and width in pixels
-    seed:int=0, # Another seed, other pictures
+    seed:int=0, # Another seed gives other images
 )->Images:
-    "Ten classes of drawn shapes and textures in noise, 500 and 100 a class."
+    "Ten classes of shapes and textures in noise: 500 training and 100 test images per class."
     n = 5000 if split == 'train' else 1000
     rng = torch.Generator().manual_seed(2*seed + (split != 'train'))
     labels = torch.arange(n) % 10
     colours = torch.rand(n, 2, 3, 1, 1, generator=rng)
     masks = shape_masks(labels, rng, size)[:,None]
-    pixels = torch.where(masks, colours[:,0], colours[:,1]) + .1*torch.randn(n, 3, size, size, generator=rng)
+    noise = .1*torch.randn(n, 3, size, size, generator=rng)
+    pixels = torch.where(masks, colours[:,0], colours[:,1]) + noise
     pixels = (pixels.clamp(0, 1)*255).round().byte()
     return Images(pixels, labels, SHAPES)
 
@@ -77,7 +88,8 @@ def channel_stats(
     pixels:Tensor, # uint8 (N,3,H,W)
 )->Stats: # On a scale from 0 to 1
     "Mean and (population) standard deviation of each channel over all images and positions."
-    total,squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    total = torch.zeros(3, dtype=torch.float64)
+    squares = torch.zeros(3, dtype=torch.float64)
     for part in pixels.split(2000):
         x = part.double()/255
         total += x.sum((0, 2, 3))
