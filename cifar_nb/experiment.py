@@ -155,7 +155,7 @@ def card_for(
     start = Path(recipe.start).stem if recipe.loop == 'fit' else ''
     if recipe.loop == 'fit' and start != recipe.start and start in bundled_models(): start = f'./{start}.safetensors'  # one's own, called like one of them
     noted = json.loads(json.dumps(dict(asdict(recipe), data=name, **({'start': start} if start else {}))))
-    return ModelCard(schema_version=1, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=stats.mean, std=stats.std,
+    return ModelCard(schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)), dataset=name, classes=train.classes, mean=stats.mean, std=stats.std,
         input_size=recipe.size, recipe=noted, epochs=epochs, seed=recipe.seed, validation_accuracy=valid.accuracy if valid else None, test_accuracy=test.accuracy,
         test_accuracy_tta=six_views.accuracy if six_views else None, temperature=temperature, confidence_threshold=familiar, versions=library_versions(), revision=revision)
 
@@ -189,7 +189,7 @@ def run_recipe(
     if half and not finite((model := model.half().float()).state_dict()): raise ModelError('some weights are too large for 16 bits: save them with 32')
     report,six_views = judge(model, test),None if slow else judge(SixViews(model), test)
     card = card_for(recipe, train, stats, len(history), judge(model, valid) if valid else None, report, six_views, revision)
-    save_model(model, card, out, half)
+    save_model(model, card, out, half=half)
     checkpoint.clear()
     return card,report
 
