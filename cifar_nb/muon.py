@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['orthogonalize', 'muon_steps', 'Muon']
 
-# %% ../nbs/71_muon.ipynb #71003aa
+# %% ../nbs/71_muon.ipynb #2bc494ad
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# %% ../nbs/71_muon.ipynb #71008aa
+# %% ../nbs/71_muon.ipynb #f96f1b7c
 def orthogonalize(
     g:Tensor, # (R,C)
-    steps:int=3, # As airbench; more come nearer to 1 and cost more
-    bf16:bool=False, # With 16 bits: a rough answer is good enough
+    steps:int=3, # As airbench; more steps lift smaller singular values
+    *,
+    bf16:bool=False, # Compute with 16 bits
 )->Tensor: # (R,C), singular values near 1 where they were not tiny
     "Muon's Newton-Schulz iteration: an odd polynomial of fifth degree, with Jordan's coefficients."
     x = g.bfloat16() if bf16 else g
@@ -24,49 +25,67 @@ def orthogonalize(
     x = x/(x.norm()+1e-7)
     for _ in range(steps):
         a = x @ x.T
-        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)  # 3.4445 x - 4.775 a x + 2.0315 a a x; addmm multiplies and adds in one call
+        # 3.4445 x - 4.775 a x + 2.0315 a a x; addmm multiplies and adds in one call
+        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, b, x, beta=3.4445)
     return (x.T if len(g) > g.shape[1] else x).to(g.dtype)
 
-# %% ../nbs/71_muon.ipynb #71011aa
+# %% ../nbs/71_muon.ipynb #62b2b971
 @torch.no_grad()
 def muon_steps(
     params:list[Tensor], # Changed in place
     grads:list[Tensor], # Of the same shapes
-    memories:list[Tensor], # Of the same shapes: what earlier gradients left, changed in place
+    buffers:list[Tensor], # Of the same shapes: running sums of past gradients, changed in place
     lr:float|Tensor, # A tensor () where this is compiled
-    momentum:float, # What stays of the memories
-    weight_decay:float, # Share of each weight that is added to its gradient
-    orthogonal:bool, # Orthogonalised steps at fixed length, or SGD's
+    *,
+    momentum:float, # Fraction of the buffers that stays
+    weight_decay:float, # Fraction of each weight that is added to its gradient
+    orthogonal:bool, # Orthogonalised steps at fixed norm, or those of SGD
     bf16:bool, # For `orthogonalize`
 )->None:
     "One step of `Muon` for one group: its arithmetic alone, which can be compiled."
-    for p,grad,memory in zip(params, grads, memories):
+    for p,grad,buffer in zip(params, grads, buffers):
         if weight_decay: grad = grad.add(p, alpha=weight_decay)
-        memory.mul_(momentum).add_(grad)
-        update = grad.add(memory, alpha=momentum)
+        buffer.mul_(momentum).add_(grad)
+        update = grad.add(buffer, alpha=momentum)
         if orthogonal:
             p.mul_(len(p)**.5/p.norm())
             update = orthogonalize(update.flatten(1), bf16=bf16).view_as(p)
         p.sub_(lr*update)
 
+# %% ../nbs/71_muon.ipynb #44470b58
 class Muon(Optimizer):
-    "Groups with `orthogonal=True` take orthogonalised momentum steps at fixed length (Jordan et al., 2024), the others SGD steps; Nesterov momentum for both."
-    steps = staticmethod(muon_steps)  # of the class, since copies of an optimiser keep only groups and state
+    "Orthogonalised steps at fixed norm (Jordan et al., 2024) for some groups, Nesterov SGD for the rest."
+    # An attribute of the class, because copies of an optimiser keep only groups and state
+    steps = staticmethod(muon_steps)
 
     def __init__(self,
-        groups:Iterable[dict], # Each with `params`, `lr`, `momentum`, and where wanted `weight_decay`, `orthogonal`, and `bf16` for `orthogonalize`
-        compiled:bool=False, # Through torch.compile: fewer and larger kernels, for a GPU that waits for their launches
+        groups:Iterable[dict], # `params`, `lr`, `momentum`; optional `weight_decay`, `orthogonal`, `bf16`
+        compiled:bool=False, # Through torch.compile: fewer and larger kernels on a GPU
     ):
-        super().__init__(groups, dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False, bf16=False))
+        defaults = dict(lr=.1, momentum=.6, weight_decay=0., orthogonal=False, bf16=False)
+        super().__init__(groups, defaults)
         if compiled: self.steps = torch.compile(muon_steps, dynamic=False)
 
     @torch.no_grad()
-    def step(self):
-        "One step from the gradients that are there."
-        for group in self.param_groups:
-            params = [p for p in group['params'] if p.grad is not None]
-            if not params: continue
-            for p in params:
-                if p not in self.state: self.state[p]['momentum'] = torch.zeros_like(p)
-            lr = group['lr'] if self.steps is muon_steps else torch.full((), group['lr'], device=params[0].device)  # a number would be compiled in, anew at each step
-            self.steps(params, [p.grad for p in params], [self.state[p]['momentum'] for p in params], lr, **{k: group[k] for k in ('momentum', 'weight_decay', 'orthogonal', 'bf16')})
+    def step(self,
+        closure=None, # Computes the loss again, as PyTorch's optimisers accept it
+    ):
+        "One step from the gradients that are there. Returns the loss of `closure`, if one is given."
+        loss = None
+        if closure is not None:
+            with torch.enable_grad(): loss = closure()
+        for group in self.param_groups: self._step_group(group)
+        return loss
+
+    def _step_group(self, group):
+        params = [p for p in group['params'] if p.grad is not None]
+        if not params: return
+        for p in params:
+            if p not in self.state: self.state[p]['momentum'] = torch.zeros_like(p)
+        lr = group['lr']
+        # A compiled function would be compiled again for each new number
+        if self.steps is not muon_steps: lr = torch.full((), lr, device=params[0].device)
+        options = {key: group[key] for key in ('momentum', 'weight_decay', 'orthogonal', 'bf16')}
+        buffers = [self.state[p]['momentum'] for p in params]
+        self.steps(params, [p.grad for p in params], buffers, lr, **options)

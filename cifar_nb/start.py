@@ -5,41 +5,57 @@
 # %% auto #0
 __all__ = ['whiten_', 'identity_']
 
-# %% ../nbs/70_start.ipynb #70004aa
+# %% ../nbs/70_start.ipynb #1e5c63e8
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .core import DatasetError
 from .images import Images, Stats, normalize
 from .models import SpeedNet
 
-# %% ../nbs/70_start.ipynb #70009aa
+# %% ../nbs/70_start.ipynb #e4b35a69
+def _patch_moments(
+    pixels:Tensor, # float32 (N,3,H,W), normalised
+    height:int, # Of a patch
+    width:int, # Of a patch
+)->Tensor: # (P,P) with P = 3*height*width
+    "Mean product of every two numbers of a patch (uncentred second moments)."
+    patches = pixels.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
+    patches = patches.reshape(-1, 3*height*width)
+    return patches.T @ patches/len(patches)
+
 @torch.no_grad()
 def whiten_(
-    layer:nn.Conv2d, # Its filters, two for each number in a patch, are overwritten and frozen
-    images:Images, # To learn the statistics of patches from: as many of them are used as have 5 million pixels (4,882 of 32 x 32), at least 100, evenly spread
+    layer:nn.Conv2d, # Its filters, two per number in a patch, are overwritten and frozen
+    images:Images, # Evenly spread ones are used: 5 million pixels in all, and at least 100 images
     stats:Stats, # To normalise with
-    eps:float=5e-4, # Added to the eigenvalues, so that faint directions are not blown up
+    eps:float=5e-4, # Added to the eigenvalues, so that faint patterns are not blown up
 )->nn.Conv2d: # `layer`
-    "Make the outputs uncorrelated and of equal size: eigenvectors of the patches' second moments over the root of the eigenvalue, and their negatives. Raises `DatasetError` for grey pictures."
-    (h,w),device = layer.kernel_size,layer.weight.device
+    "Filters from the eigenvectors of patch moments (Page, 2019). Raises `DatasetError` for grey images."
+    (height,width),device = layer.kernel_size,layer.weight.device
     n = min(len(images), max(100, 5_000_000//images.pixels[0,0].numel()))
-    x = normalize(images.pixels[torch.linspace(0, len(images)-1, n).long()].to(device), stats)
-    patches = x.unfold(2, h, 1).unfold(3, w, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3*h*w)
-    values,vectors = (part.to(device) for part in torch.linalg.eigh((patches.T @ patches/len(patches)).cpu()))  # tiny, and not every device can
-    if (n := int((values < 1e-6*values[-1]).sum())): raise DatasetError(f'{n} of {len(values)} directions of colour and contrast never vary: are the pictures grey, or of one colour each? The recipe `simple` trains on such pictures')
-    filters = (vectors/(values+eps).sqrt()).T.flip(0).view(-1, 3, h, w)  # largest eigenvalue first
+    chosen = torch.linspace(0, len(images)-1, n).long()
+    moments = _patch_moments(normalize(images.pixels[chosen].to(device), stats), height, width)
+    # On the CPU: the matrix is tiny, and not every device has this function
+    values,vectors = (part.to(device) for part in torch.linalg.eigh(moments.cpu()))
+    n_flat = int((values < 1e-6*values[-1]).sum())
+    if n_flat:
+        raise DatasetError(
+            f'{n_flat} of {len(values)} directions of colour and contrast never vary: are the images grey, '
+            'or of one colour each? The recipe `simple` trains on such images')
+    # The largest eigenvalue first
+    filters = (vectors/(values+eps).sqrt()).T.flip(0).view(-1, 3, height, width)
     layer.weight.copy_(torch.cat([filters, -filters]))
     layer.bias.zero_()
     layer.requires_grad_(False)
     return layer
 
-# %% ../nbs/70_start.ipynb #70012aa
+# %% ../nbs/70_start.ipynb #1f18b775
 @torch.no_grad()
 def identity_(
     model:SpeedNet, # Its 3x3 convolutions are overwritten in part
 )->SpeedNet: # `model`
-    "Begin with filters that pass on their input (Dirac), as far as there are inputs."
+    "Start with filters that pass on their input (Dirac), as far as there are inputs."
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Conv2d): nn.init.dirac_(layer.weight[:layer.in_channels])
     return model
