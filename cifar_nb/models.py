@@ -28,41 +28,69 @@ from .skips import SEResNet
 
 # %% ../nbs/52_models.ipynb #52007aa
 class UpsampledConv2d(nn.Conv2d):
-    "A convolution that enlarges its input first (bilinear). It has the parameters, and their names, of the convolution alone."
+    "A convolution that enlarges its input first (bilinear). Its parameters have the names of `nn.Conv2d`."
     def __init__(self,
-        upsample:int, # Height and width to enlarge to
-        *args, # For `nn.Conv2d`
+        upsample:int,  # Height and width to enlarge to
+        *args,  # For `nn.Conv2d`
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.upsample = upsample
 
-    def extra_repr(self): return f'upsample={self.upsample}, {super().extra_repr()}'
+    def extra_repr(self):
+        return f'upsample={self.upsample}, {super().extra_repr()}'
 
-    def forward(self, x): return super().forward(F.interpolate(x, (self.upsample, self.upsample), mode='bilinear'))
+    def forward(self, x):
+        return super().forward(F.interpolate(x, (self.upsample, self.upsample), mode='bilinear'))
+
+# %% ../nbs/52_models.ipynb #520a3aa
+RESNETS = ('resnet18', 'resnet34', 'resnet50')
+
+# The smallest height and width that each stem leaves something of
+_STEM_SIZES = dict(cifar=8, imagenet=32)
+
+def _check_upsample(stem, size, upsample):
+    if stem != 'imagenet':
+        raise ConfigError(f'upsample={upsample} is for the stem imagenet: leave it out, or use that stem')
+    smallest = max(size, _STEM_SIZES[stem])
+    if not smallest <= upsample <= 1024:
+        raise ConfigError(
+            f'upsample={upsample} does not fit images of {size} pixels: use {smallest} to 1024')
+
+def _check_stem(stem, size, upsample):
+    "Raises `ConfigError` for an unknown stem, or a size or enlargement that does not fit it."
+    if stem not in _STEM_SIZES:
+        raise ConfigError(f'unknown stem {stem!r}: use cifar or imagenet')
+    if upsample:
+        _check_upsample(stem, size, upsample)
+    elif size < _STEM_SIZES[stem]:
+        remedy = ', or upsample=224' if stem == 'imagenet' else ''
+        raise ConfigError(f'images of {size} pixels are too small for the stem {stem}: '
+                          f'use {_STEM_SIZES[stem]} pixels or more{remedy}')
 
 # %% ../nbs/52_models.ipynb #52009aa
-RESNETS = 'resnet18','resnet34','resnet50'
-
 def resnet(
-    name:str, # One of `RESNETS`
+    name:str,  # One of `RESNETS`
     /,
-    n_classes:int=10, # Scores to give
-    size:int=32, # Smallest height and width that it will see
-    stem:str='cifar', # cifar: 3x3 with stride 1; imagenet: 7x7 with stride 2, then a max-pool with stride 2
-    upsample:int=0, # Height and width that pictures are enlarged to inside the network, for the stem imagenet; 0 is off
-)->nn.Module: # (B,3,H,W) to logits (B,n_classes)
-    "torchvision's ResNet under torchvision's names, with a stem of choice. Raises `ConfigError` for a stem or a size that does not fit."
-    import torchvision.models  # takes as long as PyTorch itself to import, and the other networks have no use for it
-    smallest = dict(cifar=8, imagenet=32).get(stem)
-    if not smallest: raise ConfigError(f'there is no stem {stem!r}: use cifar or imagenet')
-    if upsample and stem != 'imagenet': raise ConfigError(f'upsample={upsample} is for the stem imagenet: leave it out, or use that stem')
-    if upsample and not max(size, 32) <= upsample <= 1024: raise ConfigError(f'upsample={upsample} does not fit pictures of {size} pixels: use {max(size, 32)} to 1024')
-    if size < (1 if upsample else smallest): raise ConfigError(f'pictures of {size} pixels are too small for the stem {stem}: use {smallest} pixels or more{", or upsample=224" if stem == "imagenet" else ""}')
+    n_classes:int=10,  # Scores per image
+    size:int=32,  # Smallest height and width that it will get
+    *,
+    stem:str='cifar',  # cifar: 3x3, stride 1; imagenet: 7x7, stride 2, then a max-pool with stride 2
+    upsample:int=0,  # Height and width that the stem imagenet enlarges images to; 0 is off
+)->nn.Module:  # (B,3,H,W) to logits (B,n_classes)
+    """torchvision's ResNet under torchvision's parameter names, with a choice of stem.
+    Raises `ConfigError` for a stem or a size that does not fit."""
+    _check_stem(stem, size, upsample)
+    # Takes as long as PyTorch itself to import, and the other networks do not need it
+    import torchvision.models
     net = getattr(torchvision.models, name)(num_classes=n_classes)
-    if stem == 'cifar': net.conv1,net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False),nn.Identity()
-    if upsample: net.conv1 = UpsampledConv2d(upsample, 3, 64, 7, 2, padding=3, bias=False)
-    nn.init.kaiming_normal_(net.conv1.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does
+    if stem == 'cifar':
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    if upsample:
+        net.conv1 = UpsampledConv2d(upsample, 3, 64, 7, 2, padding=3, bias=False)
+    # As torchvision does
+    nn.init.kaiming_normal_(net.conv1.weight, mode='fan_out', nonlinearity='relu')
     return net
 
 resnet18 = partial(resnet, 'resnet18')
@@ -71,26 +99,31 @@ resnet50 = partial(resnet, 'resnet50')
 
 # %% ../nbs/52_models.ipynb #52019aa
 def speed_conv(
-    c_in:int, # Channels of the input
-    c_out:int, # Channels of the output
-    *between:nn.Module, # What stands between convolution and batch norm
-)->nn.Sequential: # (B,c_in,H,W) to (B,c_out,H,W), when nothing stands between
+    c_in:int,  # Channels of the input
+    c_out:int,  # Channels of the output
+    *between:nn.Module,  # Layers between convolution and batch norm
+)->nn.Sequential:  # (B,c_in,H,W) to (B,c_out,H,W), when there is nothing between
     "3x3 convolution and batch norm, whose scale stays 1: the next convolution scales."
     norm = nn.BatchNorm2d(c_out, momentum=.4)
     norm.weight.requires_grad_(False)
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), *between, norm)
 
+# %% ../nbs/52_models.ipynb #520a6aa
 class SpeedBlock(nn.Module):
-    "Convolve, halve, then convolve on. (B,c_in,H,W) to (B,c_out,H/2,W/2), rounded down."
+    "One convolution and a pooling, then more convolutions. (B,c_in,H,W) to (B,c_out,H/2,W/2), rounded down."
     def __init__(self,
-        c_in:int, # Channels of the input
-        c_out:int, # Channels of the output
-        depth:int=2, # Convolutions, the halved one included; from 3 on, a skip leads past all but the first
+        c_in:int,  # Channels of the input
+        c_out:int,  # Channels of the output
+        depth:int=2,  # Convolutions, including the pooled one; from 3 on, a skip bypasses all but the first
     ):
         super().__init__()
         self.first = speed_conv(c_in, c_out, nn.MaxPool2d(2))
-        layers = [m for _ in range(depth-1) for m in (speed_conv(c_out, c_out), nn.ReLU())]
-        self.rest,self.skip = nn.Sequential(*layers[:-1]),depth > 2
+        layers = []
+        for _ in range(depth-1):
+            layers += [speed_conv(c_out, c_out), nn.ReLU()]
+        # The last ReLU follows the sum
+        self.rest = nn.Sequential(*layers[:-1])
+        self.skip = depth > 2
 
     def forward(self, x):
         x = F.relu(self.first(x))
@@ -99,92 +132,154 @@ class SpeedBlock(nn.Module):
 
 # %% ../nbs/52_models.ipynb #52021aa
 class SpeedNet(nn.Module):
-    "2x2 convolution, a block a width, the largest value of each channel, one linear layer. (B,3,H,W) to logits (B,n_classes)."
+    """2x2 convolution, one block per width, the largest value of each channel, one linear layer.
+    (B,3,H,W) to logits (B,n_classes). Keller Jordan's airbench94 network with small changes."""
     def __init__(self,
-        n_classes:int=10, # Scores to give
-        size:int=32, # Smallest height and width that it will see
-        widths:tuple[int, ...]=(64, 256, 256), # Channels after each block
-        depth:int=2, # Convolutions a block
+        n_classes:int=10,  # Scores per image
+        size:int=32,  # Smallest height and width that it will get
+        *,
+        widths:tuple[int, ...]=(64, 256, 256),  # Channels after each block
+        depth:int=2,  # Convolutions per block
     ):
         super().__init__()
-        if size <= 2**len(widths): raise ConfigError(f'pictures of {size} pixels are too small for {len(widths)} halvings: use {2**len(widths)+1} pixels or more')
-        if depth < 1: raise ConfigError(f'a block of {depth} convolutions computes nothing: use 1 or more')
+        smallest = 2**len(widths) + 1
+        if size < smallest:
+            raise ConfigError(f'images of {size} pixels are too small for {len(widths)} halvings: '
+                              f'use {smallest} pixels or more')
+        if depth < 1:
+            raise ConfigError(f'a block of {depth} convolutions computes nothing: use 1 or more')
         self.whiten = nn.Conv2d(3, 24, 2)
-        self.blocks = nn.Sequential(*(SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)))
+        blocks = [SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)]
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1], n_classes, bias=False)
-        nn.init.uniform_(self.head.weight, -3**.5, 3**.5)  # of variance 1; nn.init.normal_ would import PyTorch's compiler wherever a model file is read (on `meta`): a second and a half
+        # Variance 1. (nn.init.normal_ would import PyTorch's compiler wherever a model file is read
+        # on `meta`, which takes a second and a half.)
+        nn.init.uniform_(self.head.weight, -3**.5, 3**.5)
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))
-        return self.head(x.flatten(2).max(2).values)/self.head.in_features  # not amax: compiled for a GPU with 16 bits, its gradient can be wrong (pytorch issue 195214)
+        # Not amax: compiled for a GPU with 16 bits, its gradient can be wrong (pytorch issue 195214)
+        x = x.flatten(2).max(2).values
+        return self.head(x)/self.head.in_features
 
 # %% ../nbs/52_models.ipynb #52025aa
 ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {
-    'simple_cnn': SimpleCNN, 'enhanced_cnn': EnhancedCNN, 'se_resnet': SEResNet, 'speed_net': SpeedNet,
-    'resnet18': resnet18, 'resnet34': resnet34, 'resnet50': resnet50}
+    'simple_cnn': SimpleCNN,
+    'enhanced_cnn': EnhancedCNN,
+    'se_resnet': SEResNet,
+    'speed_net': SpeedNet,
+    'resnet18': resnet18,
+    'resnet34': resnet34,
+    'resnet50': resnet50,
+}
 
-SIZE_LIMITS = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192, size=1024, n_classes=100_000)  # Of the numbers that make a network large
+# %% ../nbs/52_models.ipynb #520a9aa
+# The largest value of each argument that makes a network large; `blocks` limits the number of widths
+SIZE_LIMITS = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192, size=1024, n_classes=100_000)
 
+def _check_type(key, value, kind):
+    adapter = TypeAdapter(kind, config=dict(strict=True, allow_inf_nan=False))
+    try:
+        # As JSON, where a list passes for a tuple; a date, which TOML has, becomes a string
+        adapter.validate_json(json.dumps(value, default=str))
+    except ValidationError as e:
+        problem = e.errors()[0]['msg'].lower()
+        raise ConfigError(f'{key} = {reprlib.repr(value)}: {problem}') from e
+
+def _check_size(key, value):
+    values = value if isinstance(value, list | tuple) else [value]
+    if not 1 <= len(values) <= SIZE_LIMITS['blocks']:
+        raise ConfigError(f'{key} has {len(values):,} entries: use 1 to {SIZE_LIMITS["blocks"]}')
+    for v in values:
+        if v < 1:
+            raise ConfigError(f'{key} = {v} leaves nothing to compute with: use 1 or more')
+        if v > SIZE_LIMITS[key]:
+            raise ConfigError(f'{key} = {v} makes too large a network: use {SIZE_LIMITS[key]:,} or less')
+
+# %% ../nbs/52_models.ipynb #520b1aa
 def check_arguments(
-    build:Callable[..., nn.Module], # A value of `ARCHITECTURES`
-    arguments:dict, # For it
-)->dict: # The same
-    "Each argument is of the kind that is written beside it, and no number is absurd. Raises `ConfigError` that names the argument, also one below 1 or beyond `SIZE_LIMITS`."
+    build:Callable[..., nn.Module],  # A value of `ARCHITECTURES`
+    arguments:dict,  # For it
+)->dict:  # The same
+    """Check each argument against its type hint and `SIZE_LIMITS`.
+    Raises `ConfigError` that names the argument, also for a number below 1."""
     hints = get_type_hints(build.__init__ if inspect.isclass(build) else build.func)
     for key,value in arguments.items():
-        try: TypeAdapter(hints[key], config=dict(strict=True, allow_inf_nan=False)).validate_json(json.dumps(value, default=str))  # TOML has dates
-        except ValidationError as e: raise ConfigError(f'{key} = {reprlib.repr(value)}: {e.errors()[0]["msg"].lower()}') from None
-    if arguments.get('n_classes', 2) < 2: raise ConfigError(f'n_classes = {arguments["n_classes"]}: there is nothing to tell apart; use 2 or more')
-    for key in [k for k in SIZE_LIMITS if k in arguments]:
-        several = isinstance(arguments[key], list | tuple)
-        values = arguments[key] if several else [arguments[key]]
-        if not 1 <= len(values) <= SIZE_LIMITS['blocks']: raise ConfigError(f'{key} has {len(values):,} entries: use 1 to {SIZE_LIMITS["blocks"]}')
-        for v in values:
-            if v < 1: raise ConfigError(f'{key} = {v} leaves nothing to compute with: use 1 or more')
-            if v > SIZE_LIMITS[key]: raise ConfigError(f'{key} = {v} makes too large a network: use {SIZE_LIMITS[key]:,} or less')
+        _check_type(key, value, hints[key])
+    n_classes = arguments.get('n_classes', 2)
+    if n_classes < 2:
+        raise ConfigError(f'n_classes = {n_classes}: there is nothing to tell apart; use 2 or more')
+    for key,value in arguments.items():
+        if key in SIZE_LIMITS:
+            _check_size(key, value)
     return arguments
 
+# %% ../nbs/52_models.ipynb #520b4aa
 def create_model(
-    name:str, # A key of `ARCHITECTURES`
+    name:str,  # A key of `ARCHITECTURES`
     /,
-    **arguments, # For the model: `n_classes`, `size`, …
-)->nn.Module: # With random weights
-    "Build a model by name. Raises `ConfigError` for an unknown name or argument, or one that is out of reach."
-    if name not in ARCHITECTURES: raise ConfigError(f'there is no architecture {name!r}: {nearest(name, sorted(ARCHITECTURES))}')
+    **arguments,  # For the model: `n_classes`, `size`, …
+)->nn.Module:  # With random weights
+    "Build a model by name. Raises `ConfigError` for an unknown name or argument, or an impossible value."
+    if name not in ARCHITECTURES:
+        raise ConfigError(f'unknown architecture {name!r}: {nearest(name, sorted(ARCHITECTURES))}')
     build = ARCHITECTURES[name]
-    known = [*inspect.signature(build).parameters]
-    if odd := [key for key in arguments if key not in known]: raise ConfigError(f'{name} cannot be built with {odd[0]!r}: {nearest(odd[0], known)}')
-    try: return build(**check_arguments(build, arguments)).to(memory_format=torch.channels_last)
-    except (ValueError, RuntimeError) as e: raise ConfigError(f'{name} cannot be built with {arguments}: {" ".join(str(e).split())[:200]}') from None
+    known = list(inspect.signature(build).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(f'{name} cannot be built with {key!r}: {nearest(key, known)}')
+    check_arguments(build, arguments)
+    try:
+        return build(**arguments).to(memory_format=torch.channels_last)
+    except (ValueError, RuntimeError) as e:
+        reason = ' '.join(str(e).split())[:200]
+        raise ConfigError(f'{name} cannot be built with {arguments}: {reason}') from e
 
 # %% ../nbs/52_models.ipynb #52031aa
 def transfer_(
-    model:nn.Module, # Changed in place, unless `ConfigError` is raised
-    weights:dict[str, Tensor], # From another model of the same architecture
-)->list[str]: # Names of the tensors that were left as they were
-    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half of the parameters would."
+    model:nn.Module,  # Changed in place, unless `ConfigError` is raised
+    weights:dict[str, Tensor],  # From another model of the same architecture
+)->list[str]:  # Names of the tensors that were left as they were
+    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half of the weights would."
     own = model.state_dict()
-    fits = {name: weights[name] for name,v in own.items() if name in weights and weights[name].shape == v.shape}
+    shared = [name for name in own if name in weights]
+    fits = {name: weights[name] for name in shared if weights[name].shape == own[name].shape}
     left = [name for name in own if name not in fits]
     sizes = {name: p.numel() for name,p in model.named_parameters()}
-    share = sum(n for name,n in sizes.items() if name in fits)/sum(sizes.values())
-    if share < .5: raise ConfigError(f'only {share:.0%} of the parameters would fit; not {", ".join(left[:6])}{" and others" if len(left) > 6 else ""}: use weights of the same architecture with the same arguments')
+    fraction = sum(n for name,n in sizes.items() if name in fits)/sum(sizes.values())
+    if fraction < .5:
+        names = ', '.join(left[:6]) + (' and others' if len(left) > 6 else '')
+        raise ConfigError(f'only {fraction:.0%} of the parameters would fit; not {names}: '
+                          'use weights of the same architecture with the same arguments')
     model.load_state_dict(fits, strict=False)
     return left
 
 # %% ../nbs/52_models.ipynb #52034aa
+def _read_tensors(source):
+    weights = source.get_state_dict(
+        progress=sys.stderr.isatty(), check_hash=True, map_location='cpu', weights_only=True)
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise ValueError('not a dictionary of tensors')
+    return weights
+
 def imagenet_weights(
-    architecture:str, # One of `RESNETS`
-)->dict[str, Tensor]: # For `transfer_`
-    "torchvision's best ImageNet weights, downloaded where they are not on disk. Raises `ModelError` that says which file to put where, and `ConfigError` where there are none."
-    if architecture not in RESNETS: raise ConfigError(f'there are no ImageNet weights for {architecture}: they exist for {", ".join(RESNETS)}; begin with random weights (--start "")')
+    architecture:str,  # One of `RESNETS`
+)->dict[str, Tensor]:  # For `transfer_`
+    """torchvision's best ImageNet weights, downloaded if they are not on disk. Raises `ModelError` that says
+    which file to put where, and `ConfigError` for an architecture that has none."""
+    if architecture not in RESNETS:
+        raise ConfigError(f'{architecture} has no ImageNet weights: they exist for {", ".join(RESNETS)}; '
+                          'use one of these, or begin with random weights')
     from torchvision.models import get_model_weights  # slow to import, see `resnet`
     source = get_model_weights(architecture).DEFAULT
     path = Path(torch.hub.get_dir())/'checkpoints'/source.url.rpartition('/')[2]
     try:
-        weights = source.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, map_location='cpu', weights_only=True)
-        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()): raise ValueError('not a dictionary of tensors')
-        return weights
+        return _read_tensors(source)
     except Exception as e:
-        if path.exists(): raise ModelError(f'{path} cannot be used: it is damaged, or holds more than tensors; delete it to have it downloaded anew, or begin with random weights (--start "")') from None
-        raise ModelError(f'the ImageNet weights of {architecture} cannot be downloaded ({" ".join(str(e).split())[:200]}): put {path.name} from {source.url} into {path.parent}, or begin with random weights (--start "")') from None
+        if path.exists():
+            raise ModelError(f'{path} cannot be used: it is damaged, or holds more than tensors; '
+                             'delete it to download it again, or begin with random weights') from e
+        reason = ' '.join(str(e).split())[:200]
+        raise ModelError(f'the ImageNet weights of {architecture} cannot be downloaded ({reason}): '
+                         f'put {path.name} from {source.url} into {path.parent}, '
+                         'or begin with random weights') from e

@@ -12,26 +12,37 @@ from .convnet import size_after
 
 # %% ../nbs/50_norms.ipynb #50011aa
 def conv_norm(
-    c_in:int, # Channels of the input
-    c_out:int, # Channels of the output
-    kernel:int=3, # Height and width of the patch: odd
-    stride:int=1, # 2 halves height and width
-)->nn.Sequential: # (B,c_in,H,W) to (B,c_out,H/stride,W/stride), rounded up
+    c_in:int,  # Channels of the input
+    c_out:int,  # Channels of the output
+    kernel:int=3,  # Height and width of the patch: odd
+    stride:int=1,  # 2 halves height and width
+)->nn.Sequential:  # (B,c_in,H,W) to (B,c_out,H/stride,W/stride), rounded up
     "Convolution without bias, and batch norm."
-    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel//2, bias=False), nn.BatchNorm2d(c_out))
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel//2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out))
+
+# %% ../nbs/50_norms.ipynb #500a7aa
+def _block(c_in, c_out):
+    "Convolution, batch norm, ReLU, max-pool. (B,c_in,H,W) to (B,c_out,H/2,W/2)"
+    return nn.Sequential(*conv_norm(c_in, c_out), nn.ReLU(), nn.MaxPool2d(2))
 
 class EnhancedCNN(nn.Module):
-    "A block a width (convolution, batch norm, ReLU, max-pool), then two linear layers with dropout between. (B,3,size,size) to logits (B,n_classes)."
+    """One block per width (convolution, batch norm, ReLU, max-pool), then two linear layers
+    with dropout between them. (B,3,size,size) to logits (B,n_classes)."""
     def __init__(self,
-        n_classes:int=10, # Scores to give
-        size:int=32, # Height and width of the pictures: a multiple of 2 for each block
-        widths:tuple[int, ...]=(64, 128, 256), # Channels after each block
-        hidden:int=512, # Outputs of the first linear layer
-        dropout:float=.6, # Share of them that a training step does without
+        n_classes:int=10,  # Scores per image
+        size:int=32,  # Height and width of the images: a multiple of 2 for each block
+        *,
+        widths:tuple[int, ...]=(64, 128, 256),  # Channels after each block
+        hidden:int=512,  # Outputs of the first linear layer
+        dropout:float=.6,  # Fraction of them that a training step sets to zero
     ):
         super().__init__()
         side = size_after(size, len(widths))
-        self.features = nn.Sequential(*(nn.Sequential(*conv_norm(c_in, c_out), nn.ReLU(), nn.MaxPool2d(2)) for c_in,c_out in zip((3, *widths), widths)))
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1]*side*side, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes))
+        self.features = nn.Sequential(*map(_block, (3, *widths), widths))
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(widths[-1]*side*side, hidden), nn.ReLU(),
+            nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
-    def forward(self, x): return self.head(self.features(x))
+    def forward(self, x):
+        return self.head(self.features(x))

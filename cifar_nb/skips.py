@@ -14,45 +14,61 @@ from .norms import conv_norm
 
 # %% ../nbs/51_skips.ipynb #51017aa
 class SqueezeExcitation(nn.Module):
-    "Weigh each channel by what the whole picture shows. (B,C,H,W) to the same shape."
+    "Multiply each channel by a factor computed from the whole image. (B,C,H,W) to the same shape."
     def __init__(self,
-        c:int, # Channels
-        reduction:int=8, # The layer between the two has so many times fewer outputs
+        c:int,  # Channels
+        reduction:int=8,  # The layer between the two dense ones has so many times fewer outputs
     ):
         super().__init__()
         squeezed = max(1, c//reduction)
         self.weigh = nn.Sequential(nn.Linear(c, squeezed), nn.ReLU(), nn.Linear(squeezed, c), nn.Sigmoid())
 
-    def forward(self, x): return x*self.weigh(x.mean((2, 3)))[:,:,None,None]
+    def forward(self, x):
+        return x*self.weigh(x.mean((2, 3)))[:,:,None,None]
 
 # %% ../nbs/51_skips.ipynb #51021aa
 class SEBlock(nn.Module):
-    "Two convolutions and squeeze-and-excitation, with a skip. (B,c_in,H,W) to (B,c_out,H/stride,W/stride), rounded up."
+    """Two convolutions and squeeze-and-excitation, with a skip.
+    (B,c_in,H,W) to (B,c_out,H/stride,W/stride), rounded up."""
     def __init__(self,
-        c_in:int, # Channels of the input
-        c_out:int, # Channels of the output
-        stride:int=1, # 2 halves height and width
+        c_in:int,  # Channels of the input
+        c_out:int,  # Channels of the output
+        stride:int=1,  # 2 halves height and width
     ):
         super().__init__()
-        self.body = nn.Sequential(conv_norm(c_in, c_out, stride=stride), nn.ReLU(), conv_norm(c_out, c_out), SqueezeExcitation(c_out))
-        self.skip = nn.Identity() if (c_in, stride) == (c_out, 1) else conv_norm(c_in, c_out, 1, stride)
+        self.body = nn.Sequential(
+            conv_norm(c_in, c_out, stride=stride), nn.ReLU(),
+            conv_norm(c_out, c_out), SqueezeExcitation(c_out))
+        same_shape = c_in == c_out and stride == 1
+        self.skip = nn.Identity() if same_shape else conv_norm(c_in, c_out, 1, stride)
 
-    def forward(self, x): return F.relu(self.skip(x) + self.body(x))
+    def forward(self, x):
+        return F.relu(self.skip(x) + self.body(x))
+
+# %% ../nbs/51_skips.ipynb #510a4aa
+def _stage(c_in, c_out, stride):
+    "Two blocks, of which the first changes the shape."
+    return nn.Sequential(SEBlock(c_in, c_out, stride), SEBlock(c_out, c_out))
 
 class SEResNet(nn.Module):
-    "A 3x3 convolution, three stages of two `SEBlock`s, the average over all places, one linear layer. (B,3,H,W) to logits (B,n_classes)."
+    """A 3x3 convolution, three stages of two `SEBlock`s, the average over all positions, one linear layer.
+    (B,3,H,W) to logits (B,n_classes)."""
     def __init__(self,
-        n_classes:int=100, # Scores to give
-        size:int=32, # Smallest height and width that it will see: 8 or more
-        width:int=1, # The stages have 16, 32 and 64 times so many channels
-        dropout:float=.3, # Share of the averages that a training step does without
+        n_classes:int=100,  # Scores per image
+        size:int=32,  # Smallest height and width that it will get: 8 or more
+        *,
+        width:int=1,  # The stages have 16, 32 and 64 times so many channels
+        dropout:float=.3,  # Fraction of the averages that a training step sets to zero
     ):
         super().__init__()
-        if size < 8: raise ConfigError(f'pictures of {size} pixels are too small for an SEResNet: use 8 pixels or more')
-        if width < 1: raise ConfigError(f'a width of {width} leaves no channels: use 1 or more')
+        if size < 8:
+            raise ConfigError(f'images of {size} pixels are too small for an SEResNet: use 8 pixels or more')
+        if width < 1:
+            raise ConfigError(f'a width of {width} leaves no channels: use 1 or more')
         widths = (16, 16*width, 32*width, 64*width)
         self.stem = nn.Sequential(*conv_norm(3, widths[0]), nn.ReLU())
-        self.stages = nn.Sequential(*(nn.Sequential(SEBlock(c_in, c_out, stride), SEBlock(c_out, c_out)) for c_in,c_out,stride in zip(widths, widths[1:], (1, 2, 2))))
+        self.stages = nn.Sequential(*map(_stage, widths, widths[1:], (1, 2, 2)))
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(widths[-1], n_classes))
 
-    def forward(self, x): return self.head(self.stages(self.stem(x)).mean((2, 3)))
+    def forward(self, x):
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
