@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ERASE_AREA', 'ERASE_ASPECT', 'random_flip', 'random_crop', 'augment_standard', 'random_boxes', 'cutout',
-           'uniform_like', 'random_erasing', 'flip_where', 'random_shift', 'resize_images']
+           'uniform_like', 'random_erasing', 'random_shift', 'flip_where', 'resize_images']
 
 # %% ../nbs/12_augment.ipynb #12004aa
 import math
@@ -20,7 +20,7 @@ from .images import Images
 def random_flip(
     x:Tensor, # (B,3,H,W)
 )->Tensor: # Same shape
-    "Mirror each picture left to right with probability 1/2."
+    "Flip each image left to right with probability 1/2."
     flip = torch.rand(len(x), 1, 1, 1, device=x.device) < .5
     return torch.where(flip, x.flip(3), x)
 
@@ -28,87 +28,99 @@ def random_crop(
     x:Tensor, # (B,3,H,W)
     pad:int|None=None, # Largest shift in pixels; an eighth of the height when None
 )->Tensor: # Same shape
-    "Shift each picture by up to `pad` pixels in each direction, with black where nothing is."
+    "Shift each image by up to `pad` pixels in each direction; what is left empty becomes black."
     b,_,h,w = x.shape
     pad = h//8 if pad is None else pad
-    dy = torch.randint(0, 2*pad+1, (b, 1), device=x.device) + torch.arange(h, device=x.device)
-    dx = torch.randint(0, 2*pad+1, (b, 1), device=x.device) + torch.arange(w, device=x.device)
+    rows = torch.randint(0, 2*pad+1, (b, 1), device=x.device) + torch.arange(h, device=x.device)
+    columns = torch.randint(0, 2*pad+1, (b, 1), device=x.device) + torch.arange(w, device=x.device)
     which = torch.arange(b, device=x.device)
-    return F.pad(x, (pad,)*4)[which[:,None,None], :, dy[:,:,None], dx[:,None,:]].permute(0, 3, 1, 2)
+    padded = F.pad(x, (pad,)*4)
+    return padded[which[:,None,None], :, rows[:,:,None], columns[:,None,:]].permute(0, 3, 1, 2)
 
 def augment_standard(
     x:Tensor, # (B,3,H,W)
 )->Tensor: # Same shape
-    "Shift by up to an eighth (4 of 32 pixels), then mirror half of them: the common choice for CIFAR."
+    "Crop with an eighth as padding (4 of 32 pixels), then flip half: the usual choice for CIFAR."
     return random_flip(random_crop(x))
 
 # %% ../nbs/12_augment.ipynb #12014aa
 def random_boxes(
     x:Tensor, # (B,3,H,W)
     height:Tensor|int, # Rows, (B,1) or the same for all, at most H
-    width:Tensor|int, # Columns, likewise
+    width:Tensor|int, # Columns, (B,1) or the same for all, at most W
 )->Tensor: # bool (B,1,H,W), True inside
-    "One rectangle for each picture, at a random place, wholly inside."
+    "One rectangle per image, at a random position, wholly inside."
     def covered(n, size): # bool (B,n): rows or columns of the rectangle
         first = (torch.rand(len(x), 1, device=x.device)*(n-size+1)).floor()
         at = torch.arange(n, device=x.device)
         return (at >= first) & (at < first+size)
-    return (covered(x.shape[2], height)[:,:,None] & covered(x.shape[3], width)[:,None,:])[:,None]
+    rows,columns = covered(x.shape[2], height),covered(x.shape[3], width)
+    return (rows[:,:,None] & columns[:,None,:])[:,None]
 
+# %% ../nbs/12_augment.ipynb #12015aa
 def cutout(
     x:Tensor, # uint8 (B,3,H,W)
     size:int, # Height and width of the square
 )->Tensor: # Same shape
-    "Grey out one square in each picture; unlike the original's, it lies inside."
+    "Cover one square in each image with grey. Unlike the original's, it lies wholly inside."
     return x.masked_fill(random_boxes(x, size, size), 128)
 
-# %% ../nbs/12_augment.ipynb #12015aa
 def uniform_like(
     low:float,
     high:float,
-    x:Tensor, # One number is drawn for each picture in it
+    x:Tensor, # One number is drawn for each image in it
 )->Tensor: # (B,)
-    "Random numbers, all equally likely."
+    "Uniform random numbers between `low` and `high`, one per image."
     return low + (high-low)*torch.rand(len(x), device=x.device)
 
-ERASE_AREA,ERASE_ASPECT = (.02, .2),(.3, 3.3)  # Of what is erased: least and largest part of the picture, height over width
+# %% ../nbs/12_augment.ipynb #73750757
+ERASE_AREA = (.02, .2)   # Smallest and largest fraction of the image that is covered
+ERASE_ASPECT = (.3, 3.3) # Smallest and largest height over width
 
 def random_erasing(
     x:Tensor, # uint8 (B,3,H,W)
 )->Tensor: # Same shape
-    "Grey out a rectangle of random size and shape in half of the pictures."
+    "Cover a rectangle of random size and shape with grey, in half of the images."
     h,w = x.shape[2:]
-    pixels,ratio = h*w*uniform_like(*ERASE_AREA, x), uniform_like(*(math.log(a) for a in ERASE_ASPECT), x).exp()
+    area = h*w*uniform_like(*ERASE_AREA, x)
+    # The logarithm makes 1:2 as likely as 2:1
+    aspect = uniform_like(*(math.log(a) for a in ERASE_ASPECT), x).exp()
     hit = torch.rand(len(x), device=x.device) < .5
-    height,width = (pixels*ratio).sqrt().round().clamp(max=h), (pixels/ratio).sqrt().round().clamp(max=w)
+    height = (area*aspect).sqrt().round().clamp(max=h)
+    width = (area/aspect).sqrt().round().clamp(max=w)
+    # A rectangle without rows covers nothing
     return x.masked_fill(random_boxes(x, (hit*height)[:,None], width[:,None]), 128)
-
-# %% ../nbs/12_augment.ipynb #12018aa
-def flip_where(
-    images:Images,
-    which:Tensor, # bool (N,)
-)->Images: # The same pictures, those that are marked left to right
-    "Mirror some pictures."
-    return replace(images, pixels=torch.where(which.view(-1, 1, 1, 1).to(images.pixels.device), images.pixels.flip(3), images.pixels))
 
 # %% ../nbs/12_augment.ipynb #12020aa
 def random_shift(
     x:Tensor, # (B,3,H,W)
     most:int, # Largest shift in pixels
 )->Tensor: # Same shape
-    "Shift each picture by up to `most` pixels in each direction; reflect it where it ends."
-    def places(n): # (B,n): which row or column each one is taken from
-        at = (torch.randint(-most, most+1, (len(x), 1), device=x.device) + torch.arange(n, device=x.device)) % (2*n-2)
+    "Shift each image by up to `most` pixels in each direction, and reflect it at its borders."
+    def sources(n): # (B,n): which row or column each one is taken from
+        shift = torch.randint(-most, most+1, (len(x), 1), device=x.device)
+        at = (shift + torch.arange(n, device=x.device)) % (2*n-2)
         return (n-1) - ((n-1) - at).abs()
     which = torch.arange(len(x), device=x.device)[:,None,None]
-    return x[which, :, places(x.shape[2])[:,:,None], places(x.shape[3])[:,None,:]].permute(0, 3, 1, 2)
+    rows,columns = sources(x.shape[2]),sources(x.shape[3])
+    return x[which, :, rows[:,:,None], columns[:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/12_augment.ipynb #12024aa
+# %% ../nbs/12_augment.ipynb #12018aa
+def flip_where(
+    images:Images,
+    which:Tensor, # bool (N,)
+)->Images: # The same images, those that are marked flipped left to right
+    "Flip some images."
+    mask = which.view(-1, 1, 1, 1).to(images.pixels.device)
+    return replace(images, pixels=torch.where(mask, images.pixels.flip(3), images.pixels))
+
 def resize_images(
     images:Images,
     size:int, # Height and width wanted
 )->Images: # uint8 (N,3,size,size)
-    "Resample with antialiasing (bilinear); the identity for pictures of that size."
+    "Resample (bilinear, with antialiasing). Images of that size already stay as they are."
     if images.pixels.shape[2:] == (size, size): return images
-    scale = lambda part: F.interpolate(part.float(), (size, size), mode='bilinear', antialias=True).round().clamp(0, 255).byte()
-    return replace(images, pixels=torch.cat([scale(part) for part in images.pixels.split(2000)]))
+    def resized(part):
+        scaled = F.interpolate(part.float(), (size, size), mode='bilinear', antialias=True)
+        return scaled.round().clamp(0, 255).byte()
+    return replace(images, pixels=torch.cat([resized(part) for part in images.pixels.split(2000)]))
