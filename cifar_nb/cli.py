@@ -237,17 +237,17 @@ def serve(
     "Serve the API, the web page and the documentation. A key is taken from CIFAR_NB_API_KEY only, since others can read a command line."
     flags = dict(locals())
     from cifar_nb.export import check_backend
-    from cifar_nb.predict import Predictor
     from cifar_nb.serve import address_of, open_port, run
     settings = ServiceSettings.read(**flags)
-    if settings.threads: torch.set_num_threads(settings.threads)
-    predictor = Predictor.load(None, settings)
-    check_backend(settings.backend, predictor.device)
+    device = best_device(settings.device)
+    check_backend(settings.backend, device)
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: sys.exit(0))  # asked to stop is no failure
-    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service hears it: no model has been read that could be old
-    print(f'{predictor.name} on {predictor.device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
+    # being asked to stop is not a failure
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: sys.exit(0))
+    # until the service listens for it: no model has been read yet that could be out of date
+    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    print(f'{settings.model} on {device}: page {at}/  documentation {at}/docs  (Ctrl-C stops)', file=sys.stderr)
     run(settings, sock)
 
 # %% ../nbs/97_cli.ipynb #97030aa
