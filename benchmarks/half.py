@@ -25,7 +25,7 @@ def main(files: Annotated[list[Path], typer.Argument(help="Model files")], devic
         model, card = load_model(str(file))
         images = replace(load_images(card.dataset, "test", card.input_size), mean=card.mean, std=card.std)
         dl = BatchLoader(images, 500, device=device)
-        def tested(model, dl=dl, images=images): return [evaluate(m, dl, images.classes, device) for m in (model.to(device), SixViews(model))]
+        def tested(model, dl=dl, images=images): return [evaluate(m, dl, images.classes, device=device) for m in (model.to(device), SixViews(model))]
         full, rounded = tested(model), tested(model.half().float())
         row = dict(model=file.stem, data=card.dataset, architecture=card.architecture, revision=card.revision, answers_changed=int((full[0].predictions != rounded[0].predictions).sum()))
         for bits, (one, six) in ((32, full), (16, rounded)): row |= {f"accuracy_{bits}": one.accuracy, f"accuracy_tta_{bits}": six.accuracy}

@@ -39,7 +39,7 @@ def main():
     train = rest[:N_TRAIN]
     rungs = []
 
-    def judge(model): return evaluate(model, BatchLoader(valid, 500, device=device), valid.classes, device, Amp(device, precision))
+    def judge(model): return evaluate(model, BatchLoader(valid, 500, device=device), valid.classes, device=device, amp=Amp(device, precision))
 
     def add(rung, runs, recipe):
         accuracies, seconds = zip(*runs)

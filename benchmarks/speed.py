@@ -93,7 +93,7 @@ def one_run(recipe, device):
     tick()
     model, history = speedrun(recipe, train, device, on_epoch=lambda h: print(f"  epoch {len(h)}: {h.rows[-1]['size']} px, loss {h.rows[-1]['train_loss']:.3f}, {h.rows[-1]['seconds']:.1f} s", flush=True))
     tick()
-    def accuracy(model): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device, Amp(device, recipe.precision)).accuracy
+    def accuracy(model): return evaluate(model, BatchLoader(test, 500, device=device), test.classes, device=device, amp=Amp(device, recipe.precision)).accuracy
     twice = accuracy(SixViews(model))
     tick()
     once = accuracy(model)

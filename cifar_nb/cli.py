@@ -184,7 +184,7 @@ def evaluate(
     card = predictor.card
     images = load_dataset(data or card.dataset, card.input_size, settings).test
     if images.classes != card.classes: raise ModelError(f'the model {predictor.name} knows other classes ({", ".join(card.classes[:5])}, …) than {data or card.dataset} has ({", ".join(images.classes[:5])}, …)')
-    report = measure(predictor.model, BatchLoader(images, card.stats, min(500, len(images)), device=predictor.device), card.classes, predictor.device)
+    report = measure(predictor.model, BatchLoader(images, card.stats, min(500, len(images)), device=predictor.device), card.classes, device=predictor.device)
     report = replace(report, logits=report.logits/card.temperature)  # as they are served
     if as_json: print(json.dumps(dict(model=predictor.name, data=data or card.dataset, pictures=len(report), loss=report.loss, top1=report.accuracy, top3=report.top_k(3), per_class=dict(zip(card.classes, report.per_class().tolist())))))
     else: print(report.table(), '', class_table(report), sep='\n')

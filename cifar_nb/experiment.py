@@ -180,7 +180,7 @@ def run_recipe(
     images,test = data.train,data.test  # a damaged image is found before the work, not after it
     stats = with_stats(data, recipe, of_start) if slow else data.stats
     train,valid = (images, data.valid) if data.valid or not recipe.held_out else split_by_hash(images, recipe.held_out, salt='validation')
-    judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, stats, min(500, len(images)), device=device), images.classes, device, amp)
+    judge = lambda model, images, amp=None: evaluate(model, BatchLoader(images, stats, min(500, len(images)), device=device), images.classes, device=device, amp=amp)
     if recipe.batch_size > len(train): raise DatasetError(f'batch_size = {recipe.batch_size}, and {len(train):,} of the {len(images)+len(test):,} pictures are left to train on: use 2 to {len(train):,}')
     checkpoint = Checkpointer(path, dict(dotted_keys(json.loads(json.dumps(asdict(recipe)))), classes=list(train.classes), pictures=len(train)))
     if slow: model,history = train_by(recipe, train, stats, (lambda m: judge(m, valid, amp)) if valid else None, device, weights, checkpoint, on_epoch)
