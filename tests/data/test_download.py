@@ -1,4 +1,4 @@
-"A download against hosts that do everything wrong: the right file under the final name, or an error that says what to do."
+"Downloads from hosts that do everything wrong end in the right file, or in an error that says what to do."
 import hashlib
 import io
 import os
@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -19,9 +19,9 @@ import pytest
 import torchvision.datasets
 from torchvision.datasets import CIFAR10
 
-import cifar_nb.data as data
 from cifar_nb.core import DatasetUnavailable, Settings
-from cifar_nb.data import Archive, download, load_images, md5_of
+from cifar_nb.datasets import load_cifar
+from cifar_nb.download import ARCHIVES, Archive, download, md5_of, unpack
 
 random.seed(0)
 CONTENT = random.randbytes(400_000)
@@ -46,33 +46,34 @@ class BadHost(BaseHTTPRequestHandler):
         body = content[start:]
         if how == "wrong": body = body[:-1] + bytes([body[-1] ^ 1])
         if how == "endless": body = body * 5
-        if how in ("drop", "once", "truncate"): sent = body[:len(body) // 2]
-        else: sent = body
-        self.send_header("Content-Length", str(len(sent) if how == "truncate" else len(body)))  # "truncate" even lies about it
+        sent = body[:len(body) // 2] if how in ("drop", "once", "truncate") else body
+        # "truncate" even lies about the length
+        self.send_header("Content-Length", str(len(sent) if how == "truncate" else len(body)))
         self.end_headers()
-        try:
-            if how == "stall":
-                self.wfile.write(sent[:1000])
-                self.wfile.flush()
-                self.server.stopping.wait(30)
-            elif how == "trickle":
-                for i in range(300):
-                    self.wfile.write(sent[i:i + 1])
-                    self.wfile.flush()
-                    if self.server.stopping.wait(.05): return
-            elif how == "slow":
-                for i in range(0, len(sent), 20_000):
-                    self.wfile.write(sent[i:i + 20_000])
-                    if self.server.stopping.wait(.1): return
-            else: self.wfile.write(sent)
-        except (BrokenPipeError, ConnectionResetError): pass
+        with suppress(BrokenPipeError, ConnectionResetError): self.send_body(how, sent)
         self.close_connection = True
+
+    def send_body(self, how, sent):
+        "All of it, or as slowly as `how` says."
+        step, pause = dict(trickle=(1, .05), slow=(20_000, .1)).get(how, (len(sent), 0))
+        if how == "stall":
+            self.wfile.write(sent[:1000])
+            self.wfile.flush()
+            self.server.stopping.wait(30)
+            return
+        for i in range(0, len(sent), max(1, step)):
+            self.wfile.write(sent[i:i + step])
+            self.wfile.flush()
+            if pause and self.server.stopping.wait(pause): return
 
 
 @contextmanager
 def bad_host(content=CONTENT):
     server = ThreadingHTTPServer(("127.0.0.1", 0), BadHost)
-    server.content, server.log, server.stopping, server.daemon_threads = content, [], threading.Event(), True
+    server.content = content
+    server.log = []
+    server.stopping = threading.Event()
+    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try: yield server, f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -87,18 +88,24 @@ def host():
 
 
 def get(host, tmp_path, *how):
-    return download([f"{host[1]}/{h}/file" for h in how], tmp_path / "file", MD5, len(CONTENT), stall=.4 if "stall" in how else 1.5 if "trickle" in how else 10)
+    urls = [f"{host[1]}/{h}/file" for h in how]
+    stall = .4 if "stall" in how else 10
+    if "trickle" in how: stall = 1.5
+    return download(urls, tmp_path / "file", MD5, len(CONTENT), stall=stall)
 
 
-@pytest.mark.parametrize("how", [["good"], ["norange"], ["once"], ["slow"], ["missing", "good"], ["broken", "good"], ["stall", "good"], ["trickle", "good"], ["drop", "good"],
-                                 ["truncate", "good"], ["wrong", "good"], ["endless", "good"], ["drop", "norange"], ["drop", "wrong", "good"], ["missing", "wrong", "drop", "stall", "good"]])
+@pytest.mark.parametrize("how", [
+    "good", "norange", "once", "slow", "missing good", "broken good", "stall good", "trickle good",
+    "drop good", "truncate good", "wrong good", "endless good", "drop norange", "drop wrong good",
+    "missing wrong drop stall good"])
 def test_ends_in_the_right_file(host, tmp_path, how):
-    assert get(host, tmp_path, *how).read_bytes() == CONTENT
-    assert [p.name for p in tmp_path.iterdir() ] == ["file"]
+    assert get(host, tmp_path, *how.split()).read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("how, said", [("missing", "HTTP 404"), ("broken", "HTTP 500"), ("stall", "timed out"), ("trickle", "kB/s"), ("truncate", "stopped after"),
-                                       ("wrong", "wrong MD5"), ("endless", "more than the")])
+@pytest.mark.parametrize("how, said", [
+    ("missing", "HTTP 404"), ("broken", "HTTP 500"), ("stall", "timed out"), ("trickle", "kB/s"),
+    ("truncate", "stopped after"), ("wrong", "wrong MD5"), ("endless", "more than the")])
 def test_never_half_a_file_under_the_final_name(host, tmp_path, how, said):
     with pytest.raises(DatasetUnavailable, match=said): get(host, tmp_path, how)
     assert not (tmp_path / "file").exists()
@@ -116,15 +123,19 @@ def test_killed_between_the_last_byte_and_the_name(host, tmp_path):
 
 
 def test_nobody_there(tmp_path):
-    with pytest.raises(DatasetUnavailable, match="(?i)refused|failed"): download(["http://127.0.0.1:9/file"], tmp_path / "file", MD5, len(CONTENT), stall=.4)
+    with pytest.raises(DatasetUnavailable, match="(?i)refused|failed"):
+        download(["http://127.0.0.1:9/file"], tmp_path / "file", MD5, len(CONTENT), stall=.4)
 
 
 def test_killed_half_way_then_resumed(host, tmp_path):
-    code = f"from cifar_nb.data import download; from pathlib import Path; download(['{host[1]}/slow/file'], Path('{tmp_path}/file'), '{MD5}', {len(CONTENT)})"
+    call = f"download(['{host[1]}/slow/file'], Path('{tmp_path}/file'), '{MD5}', {len(CONTENT)})"
+    code = f"from cifar_nb.download import download; from pathlib import Path; {call}"
     process = subprocess.Popen([sys.executable, "-c", code])
     part = tmp_path / "file.part"
     deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size > 40_000): assert time.monotonic() < deadline; time.sleep(.02)
+    while not (part.exists() and part.stat().st_size > 40_000):
+        assert time.monotonic() < deadline
+        time.sleep(.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert part.stat().st_size < len(CONTENT) and not (tmp_path / "file").exists()
@@ -135,8 +146,12 @@ def test_killed_half_way_then_resumed(host, tmp_path):
 def tiny_archive():
     "A CIFAR-10 archive in miniature, and a torchvision class that knows its checksums."
     rng = np.random.default_rng(0)
-    contents = {name: dict(data=rng.integers(0, 256, (20, 3072), dtype=np.uint8), labels=[i % 10 for i in range(20)]) for name in ("data_batch_1", "test_batch")}
-    files = {name: pickle.dumps(c) for name, c in {**contents, "batches.meta": dict(label_names=list("abcdefghij"))}.items()}
+    labels = [i % 10 for i in range(20)]
+    contents = {
+        name: dict(data=rng.integers(0, 256, (20, 3072), dtype=np.uint8), labels=labels)
+        for name in ("data_batch_1", "test_batch")}
+    contents["batches.meta"] = dict(label_names=list("abcdefghij"))
+    files = {name: pickle.dumps(content) for name, content in contents.items()}
     sums = {name: hashlib.md5(f).hexdigest() for name, f in files.items()}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -147,29 +162,34 @@ def tiny_archive():
     archive = buffer.getvalue()
 
     class Tiny(CIFAR10):
-        url, tgz_md5 = "http://127.0.0.1:9/official/cifar-10-python.tar.gz", hashlib.md5(archive).hexdigest()
-        train_list, test_list = [["data_batch_1", sums["data_batch_1"]]], [["test_batch", sums["test_batch"]]]
+        url = "http://127.0.0.1:9/official/cifar-10-python.tar.gz"
+        tgz_md5 = hashlib.md5(archive).hexdigest()
+        train_list = [["data_batch_1", sums["data_batch_1"]]]
+        test_list = [["test_batch", sums["test_batch"]]]
         meta = dict(filename="batches.meta", key="label_names", md5=sums["batches.meta"])
     return archive, Tiny, contents["data_batch_1"]["data"]
 
 
 def official_is(cls, size, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", cls)
-    monkeypatch.setitem(data.ARCHIVES, "cifar10", Archive("CIFAR10", size, ()))
+    monkeypatch.setitem(ARCHIVES, "cifar10", Archive("CIFAR10", size, ()))
 
 
-def test_load_images_downloads_unpacks_and_heals(tmp_path, monkeypatch):
+def test_load_cifar_downloads_unpacks_and_heals(tmp_path, monkeypatch):
     archive, Tiny, pixels = tiny_archive()
     official_is(Tiny, len(archive), monkeypatch)
     with bad_host(archive) as (server, url):
         settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/missing", f"{url}/once"])
-        images = load_images("cifar10", "train", settings=settings)
-        assert (images.pixels.reshape(20, -1).numpy() == pixels).all() and images.classes == tuple("abcdefghij")
-        assert [p.name for p in settings.data_dir.iterdir() if not p.name.startswith(".")] == ["cifar-10-batches-py"]
+        images = load_cifar("cifar10", "train", settings)
+        assert (images.pixels.reshape(20, -1).numpy() == pixels).all()
+        assert images.classes == tuple("abcdefghij")
+        visible = [p.name for p in settings.data_dir.iterdir() if not p.name.startswith(".")]
+        assert visible == ["cifar-10-batches-py"]
         (settings.data_dir / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"damaged")
-        assert len(load_images("cifar10", "train", settings=settings)) == 20
+        assert len(load_cifar("cifar10", "train", settings)) == 20
         asked = len(server.log)
-        assert len(load_images("cifar10", "test", settings=settings)) == 20 and len(server.log) == asked  # on disk: nobody is asked
+        assert len(load_cifar("cifar10", "test", settings)) == 20
+        assert len(server.log) == asked  # the files are on disk: no host is asked
 
 
 def test_two_at_once_download_once(tmp_path, monkeypatch):
@@ -177,17 +197,21 @@ def test_two_at_once_download_once(tmp_path, monkeypatch):
     official_is(Tiny, len(archive), monkeypatch)
     with bad_host(archive) as (server, url), ThreadPoolExecutor(3) as pool:
         settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/slow"])
-        assert [len(i) for i in pool.map(lambda _: load_images("cifar10", settings=settings), range(3))] == [20] * 3
+        loaded = list(pool.map(lambda _: load_cifar("cifar10", "train", settings), range(3)))
+        assert [len(images) for images in loaded] == [20] * 3
         assert len(server.log) == 1
 
 
 def test_no_network_says_what_to_do(tmp_path, monkeypatch):
     archive, Tiny, _ = tiny_archive()
     official_is(Tiny, len(archive), monkeypatch)
-    with pytest.raises(DatasetUnavailable) as error: load_images("cifar10", settings=Settings(data_dir=tmp_path))
-    for word in (str(tmp_path), "cifar-10-python.tar.gz", Tiny.tgz_md5, "CIFAR_NB_MIRRORS", "synthetic", "127.0.0.1:9"): assert word in str(error.value)
+    with pytest.raises(DatasetUnavailable) as error:
+        load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
+    by_hand = (str(tmp_path), "cifar-10-python.tar.gz", Tiny.tgz_md5)
+    words = (*by_hand, "CIFAR_NB_MIRRORS", "synthetic", "127.0.0.1:9")
+    for word in words: assert word in str(error.value)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)  # by hand, as the error says
-    assert len(load_images("cifar10", settings=Settings(data_dir=tmp_path))) == 20
+    assert len(load_cifar("cifar10", "train", Settings(data_dir=tmp_path))) == 20
 
 
 def test_an_archive_that_climbs_out_is_refused(tmp_path, monkeypatch):
@@ -198,5 +222,7 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path, monkeypatch):
         tar.addfile(entry, io.BytesIO(b"evil"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.tar.gz").write_bytes(buffer.getvalue())
-    with pytest.raises(tarfile.FilterError): data.unpack(tmp_path / "data" / "bad.tar.gz", "folder", tmp_path / "data")
-    assert not (tmp_path / "escaped").exists() and [p.name for p in (tmp_path / "data").iterdir()] == ["bad.tar.gz"]
+    with pytest.raises(tarfile.FilterError):
+        unpack(tmp_path / "data" / "bad.tar.gz", "folder", tmp_path / "data")
+    assert not (tmp_path / "escaped").exists()
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["bad.tar.gz"]
