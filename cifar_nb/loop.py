@@ -19,42 +19,59 @@ from torch.optim import Optimizer
 from .core import ConfigError, TrainingDiverged
 from .device import Amp
 
-# %% ../nbs/31_loop.ipynb #31013aa
+# %% ../nbs/31_loop.ipynb #9b094577
 class LossMeter:
-    "Mean loss over pictures. Raises `TrainingDiverged` within 50 steps of a loss that is not finite."
-    def __init__(self): self.steps,self.new,self.total,self.n = 0,[],0.,0
+    "Mean loss over images. Raises `TrainingDiverged` within 50 steps of a loss that is not finite."
+    def __init__(self):
+        self.steps = 0  # Losses read so far
+        # Losses not read yet, each with its number of images and learning rate
+        self.unread:list[tuple[Tensor, int, float]] = []
+        self.total = 0.  # Sum of the losses of all images read
+        self.n = 0  # Number of these images
 
     def add(self,
         loss:Tensor, # Mean over the batch
-        n:int, # Pictures in the batch
+        n:int, # Images in the batch
         lr:float, # Learning rate of this step
     ):
-        self.new.append((loss.detach(), n, lr))
-        if len(self.new) == 50: self.read()
+        self.unread.append((loss.detach(), n, lr))
+        if len(self.unread) == 50: self.read()
 
     def read(self):
-        if not self.new: return
-        for value,(_,n,lr) in zip(torch.stack([loss for loss,_,_ in self.new]).tolist(), self.new):
+        "Bring the losses to the CPU, all at once."
+        if not self.unread: return
+        values = torch.stack([loss for loss,_,_ in self.unread]).tolist()
+        for value,(_,n,lr) in zip(values, self.unread):
             self.steps += 1
-            if not math.isfinite(value): raise TrainingDiverged(f'step {self.steps}, learning rate {lr:.3g}: the loss is {value}; try a smaller learning rate, or clip the gradients')
-            self.total,self.n = self.total+value*n, self.n+n
-        self.new.clear()
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f'step {self.steps}, learning rate {lr:.3g}: the loss is {value}; '
+                    'try a smaller learning rate, or clip the gradients')
+            self.total += value*n
+            self.n += n
+        self.unread.clear()
 
-    def mean(self)->float:
+    def mean(self)->float: # NaN when there was no image
         self.read()
         return self.total/self.n if self.n else math.nan
 
-# %% ../nbs/31_loop.ipynb #31016aa
+# %% ../nbs/31_loop.ipynb #47b3c87c
 def accumulation_groups(
     dl:Iterable, # Yields `(x, y)`
-    size:int, # Batches a group; the last one may have fewer
-)->Iterator[tuple[Tensor, Tensor, bool, float, bool]]: # `x`, `y`, whether it opens its group, its share of the group's pictures, whether it closes it
-    "The same batches, with their place in a group. Raises `ConfigError` for groups of no batch."
-    if size < 1: raise ConfigError(f'cannot accumulate {size} batches: use 1 or more')
+    size:int, # Batches per group; the last group may have fewer
+)->Iterator[tuple[Tensor, Tensor, bool, float, bool]]: # `x`, `y`, is it the first, its weight, is it the last
+    """The same batches, with their place in a group of batches that make one step together.
+
+    The weight is the fraction of the group's images that are in this batch. Raises `ConfigError` for
+    a size below 1.
+    """
+    if size < 1:
+        raise ConfigError(f'cannot accumulate {size} batches: use 1 or more')
     batches = iter(dl)
     while group := list(islice(batches, size)):
         n = sum(len(x) for x,_ in group)
-        for i,(x,y) in enumerate(group): yield x, y, i == 0, len(x)/n, i == len(group)-1
+        for i,(x,y) in enumerate(group):
+            yield x, y, i == 0, len(x)/n, i == len(group)-1
 
 # %% ../nbs/31_loop.ipynb #31019aa
 def noop(**kwargs): "Watches nothing."
