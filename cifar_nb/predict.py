@@ -20,7 +20,7 @@ from .images import normalize
 from .modelfile import ModelCard, find_model, read_model
 from .photos import image_pixels
 
-# %% ../nbs/61_predict.ipynb #61008aa
+# %% ../nbs/61_predict.ipynb #a54d795a
 class Candidate(BaseModel):
     "One class with its probability."
     class_index:int
@@ -28,7 +28,7 @@ class Candidate(BaseModel):
     confidence:Fraction
 
 class Prediction(BaseModel):
-    "What a model says about one picture."
+    "What a model says about one image."
     model_config = ConfigDict(protected_namespaces=())
 
     class_index:int = Field(description='The most probable class')
@@ -38,38 +38,45 @@ class Prediction(BaseModel):
     probabilities:dict[str, Fraction] = Field(description='Of every class, by name, in index order')
     top:list[Candidate] = Field(description='The most probable classes, best first')
     model:str = Field(description='Name of the model that answered')
-    in_distribution:bool|None = Field(description='False when the model is less sure than on 95% of its validation pictures; null if not measured')
+    in_distribution:bool|None = Field(description=(
+        'False when the confidence is lower than on 95% of its validation images; null if not measured'))
     inference_ms:float = Field(ge=0, description='Time in the network, in milliseconds')
 
-# %% ../nbs/61_predict.ipynb #61010aa
 def as_prediction(
-    probabilities:list[float], # One a class, in index order
+    probabilities:list[float], # One per class, in index order
     card:ModelCard, # Names the classes, holds the threshold
     name:str, # Of the model
+    *,
     top_k:int, # Candidates in `top`, at most the number of classes
     took:float, # Milliseconds in the network
 )->Prediction:
-    "Probabilities in words."
+    "Turn probabilities into a `Prediction`."
     best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)
-    sure,threshold = probabilities[best[0]],card.confidence_threshold
-    return Prediction(class_index=best[0], class_id=best[0], class_name=card.classes[best[0]], confidence=sure, probabilities=dict(zip(card.classes, probabilities)),
-        top=[Candidate(class_index=i, class_name=card.classes[i], confidence=probabilities[i]) for i in best[:top_k]],
-        model=name, in_distribution=None if threshold is None else sure >= threshold, inference_ms=round(took, 3))
+    top = [Candidate(class_index=i, class_name=card.classes[i], confidence=probabilities[i]) for i in best]
+    threshold = card.confidence_threshold
+    return Prediction(
+        class_index=best[0], class_id=best[0],
+        class_name=top[0].class_name, confidence=top[0].confidence,
+        probabilities=dict(zip(card.classes, probabilities)), top=top[:top_k], model=name,
+        in_distribution=None if threshold is None else top[0].confidence >= threshold,
+        inference_ms=round(took, 3))
 
-# %% ../nbs/61_predict.ipynb #61013aa
+# %% ../nbs/61_predict.ipynb #4856e08a
 class Predictor:
-    "A model that takes pictures and gives answers."
+    "A model that takes images and gives predictions."
     def __init__(self,
         model:nn.Module, # In evaluation mode
         card:ModelCard, # Describes it
-        name:str='model', # For the answers
+        name:str='model', # For the predictions
         device:str='cpu', # Where it computes
-        network:Callable[[Tensor], Tensor]|None=None, # What computes the logits (B,K) of normalised pictures (B,3,S,S); None is `model` itself
+        *,
+        network:Callable[[Tensor], Tensor]|None=None, # Normalised (B,3,S,S) to logits (B,K); None is `model`
         backend:str='eager', # What `network` is, in a word
     ):
         self.model = model.to(device, memory_format=torch.channels_last).eval()
-        self.card,self.name,self.device,self.backend = card,name,device,backend
+        self.card,self.name,self.device = card,name,device
         self.network = self.model if network is None else network
+        self.backend = backend
 
     @classmethod
     def load(cls,
@@ -85,31 +92,35 @@ class Predictor:
     def logits(self,
         x:Tensor, # float32 (B,3,S,S), normalised
     )->Tensor: # float32 (B,K), on the CPU
-        "Scores for a batch."
+        "Logits for a batch."
         return self.network(x.to(self.device, memory_format=torch.channels_last)).float().cpu()
 
     def answers(self,
         pixels:Tensor, # uint8 (B,3,S,S), from `image_pixels`
-        top_k:list[int], # Candidates in `top`, for each picture
-    )->list[Prediction]: # One a picture; `inference_ms` is the time of the whole batch
-        "Answers for pixels of the right size. Raises `ModelError` when the network gives no numbers."
+        top_k:list[int], # Candidates in `top`, for each image
+    )->list[Prediction]: # One per image; `inference_ms` is the time of the whole batch
+        "Predictions for pixels of the right size. Raises `ModelError` when the network gives NaN."
         start = time.perf_counter()
-        rows = (self.logits(normalize(pixels, self.card.stats))/self.card.temperature).softmax(1)
+        logits = self.logits(normalize(pixels, self.card.stats))
+        rows = (logits/self.card.temperature).softmax(1)
         took = 1000*(time.perf_counter()-start)
-        if not rows.isfinite().all(): raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
-        return [as_prediction(row, self.card, self.name, k, took) for row,k in zip(rows.tolist(), top_k)]
+        if not rows.isfinite().all():
+            raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
+        return [as_prediction(row, self.card, self.name, top_k=k, took=took)
+                for row,k in zip(rows.tolist(), top_k)]
 
     def predict_batch(self,
         images:list[bytes|Image.Image], # Files, or images of any modes and sizes
         top_k:int=5, # Candidates in `top`, at most the number of classes
-    )->list[Prediction]: # One a picture
-        "Answers for several pictures at once."
+    )->list[Prediction]: # One per image
+        "Predictions for several images at once. Raises `ImageError`."
         if not images: return []
-        return self.answers(torch.stack([image_pixels(image, self.card.input_size) for image in images]), [top_k]*len(images))
+        pixels = torch.stack([image_pixels(image, self.card.input_size) for image in images])
+        return self.answers(pixels, [top_k]*len(images))
 
     def __call__(self,
         image:bytes|Image.Image, # A file, or an image of any mode and size
         top_k:int=5, # Candidates in `top`, at most the number of classes
     )->Prediction:
-        "The answer for one picture."
+        "The prediction for one image. Raises `ImageError`."
         return self.predict_batch([image], top_k)[0]
