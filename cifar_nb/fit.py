@@ -5,170 +5,198 @@
 # %% auto #0
 __all__ = ['BestEpoch', 'History', 'Checkpointer', 'make_ema', 'ema_watcher', 'fit']
 
-# %% ../nbs/33_fit.ipynb #33003aa
+# %% ../nbs/33_fit.ipynb #72fca4a4
 import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .core import ConfigError, ModelError, Table, TrainingDiverged, atomic_path, progress
 from .device import Amp, random_state, set_random_state
+from .draw import plot_history
 from .loop import noop, train_epoch
 
-# %% ../nbs/33_fit.ipynb #33010aa
+# %% ../nbs/33_fit.ipynb #c3516433
 class BestEpoch:
-    "Keeps the weights of the best epoch, and is `done` when `patience` epochs in a row were no better."
+    "Keeps the weights of the best epoch, and is `done` when `patience` epochs in a row were not better."
     def __init__(self,
-        monitor:str='accuracy', # 'accuracy' (higher is better) or 'loss' (lower is better), of the validation report
+        monitor:str='accuracy', # 'accuracy' (higher is better) or 'loss' (lower), of the validation report
         patience:int|None=None, # Epochs without improvement that are accepted; None never stops
     ):
-        if monitor not in ('accuracy', 'loss'): raise ConfigError(f"cannot stop on {monitor!r}: use 'accuracy' or 'loss'")
-        if patience is not None and patience < 1: raise ConfigError(f'patience is {patience}: use 1 or more, or None to train all epochs')
-        self.monitor,self.patience,self.best,self.since,self.weights = monitor,patience,None,0,None
+        if monitor not in ('accuracy', 'loss'):
+            raise ConfigError(f"cannot stop on {monitor!r}: use 'accuracy' or 'loss'")
+        if patience is not None and patience < 1:
+            raise ConfigError(f'patience is {patience}: use 1 or more, or None to train all epochs')
+        self.monitor = monitor
+        self.patience = patience
+        self.best:float|None = None  # Value of the best epoch
+        self.since = 0  # Epochs since then
+        self.weights:dict[str, Any] = {}  # Of the best epoch
 
     @property
-    def done(self): return self.patience is not None and self.since >= self.patience
+    def done(self)->bool: return self.patience is not None and self.since >= self.patience
 
     def update(self,
-        report, # Has `loss` and `accuracy`
+        report:Any, # Has `loss` and `accuracy`
         model:nn.Module, # Its weights are copied when they are the best so far
-    ):
-        "Look at one epoch."
+    )->None:
+        "Compare one epoch with the best so far."
         value = getattr(report, self.monitor)
-        if math.isnan(value): value = math.inf if self.monitor == 'loss' else -math.inf  # no number is the worst
-        better = self.best is None or (value > self.best if self.monitor == 'accuracy' else value < self.best)
-        self.since = 0 if better else self.since+1
-        if better: self.best,self.weights = value,{k: v.detach().clone() for k,v in model.state_dict().items()}
+        if self.best is None or self._score(value) > self._score(self.best):
+            self.best = value
+            self.since = 0
+            self.weights = {k: v.detach().clone() for k,v in model.state_dict().items()}
+        else: self.since += 1
 
-    def state_dict(self): return dict(best=self.best, since=self.since, weights=self.weights)
-    def load_state_dict(self, state): vars(self).update(state)
+    def _score(self, value:float)->float:
+        "Higher is better, and NaN is the worst."
+        if math.isnan(value): return -math.inf
+        return value if self.monitor == 'accuracy' else -value
 
-# %% ../nbs/33_fit.ipynb #33013aa
+    def state_dict(self)->dict: return dict(best=self.best, since=self.since, weights=self.weights)
+    def load_state_dict(self, state:dict)->None: vars(self).update(state)
+
+# %% ../nbs/33_fit.ipynb #e34a6cea
 class History:
-    "One row an epoch: `epoch`, `train_loss`, `lr` (of its first step), `seconds`, and when validated `valid_loss`, `valid_accuracy`."
-    def __init__(self): self.rows = []
+    """One row per epoch.
 
-    def __len__(self): return len(self.rows)
+    Columns: `epoch`, `train_loss`, `lr` (of its first step), `seconds`; when validated `valid_loss` and
+    `valid_accuracy`; and `size` when the batches have one (height and width of the images in pixels).
+    """
+    def __init__(self): self.rows:list[dict[str, Any]] = []
 
-    def add(self, **row): self.rows.append(row)
+    def __len__(self)->int: return len(self.rows)
 
-    def column(self, name:str)->list: # One value an epoch
+    def add(self, **row)->None: self.rows.append(row)
+
+    def column(self, name:str)->list: # One value per epoch
         return [row[name] for row in self.rows]
 
     def table(self)->Table:
-        def three(loss): return round(loss, 3)
-        show = dict(epoch=int, train_loss=three, valid_loss=three, valid_accuracy='{:.2%}'.format, seconds=lambda s: round(s, 1))
-        there = [name for name in show if self.rows and name in self.rows[0]]
-        return Table([name.replace('_', ' ') for name in there], [[show[name](r[name]) for name in there] for r in self.rows])
+        "The rows, rounded for reading."
+        formats = dict(
+            epoch='{}', size='{}', train_loss='{:.3f}', valid_loss='{:.3f}', valid_accuracy='{:.2%}',
+            seconds='{:.1f}')
+        names = [name for name in formats if self.rows and name in self.rows[0]]
+        cells = [[formats[name].format(row[name]) for name in names] for row in self.rows]
+        return Table([name.replace('_', ' ') for name in names], cells)
 
     def plot(self):
         "Loss and accuracy by epoch. Returns the matplotlib figure."
-        import matplotlib.pyplot as plt  # slow to import, and training on a server draws nothing
-        names = [name for name in ('train_loss', 'valid_loss') if self.rows and name in self.rows[0]]
-        wide = max(1, len(names))
-        fig,axes = plt.subplots(1, wide, figsize=(4*wide, 2.6), layout='constrained', squeeze=False)
-        left,*right = axes[0]
-        for name in names: left.plot(self.column('epoch'), self.column(name), label=name.replace('_', ' '))
-        left.set(xlabel='epoch', ylabel='cross-entropy'); left.legend()
-        for ax in right:
-            ax.plot(self.column('epoch'), self.column('valid_accuracy'), color='C1')
-            ax.set(xlabel='epoch', ylabel='validation accuracy')
-        for ax in axes[0]: ax.xaxis.get_major_locator().set_params(integer=True)  # no half epochs
-        plt.close(fig)
-        return fig
+        return plot_history(self.rows)
 
-    def state_dict(self): return dict(rows=self.rows)
-    def load_state_dict(self, state): self.rows = state['rows']
+    def state_dict(self)->dict: return dict(rows=self.rows)
+    def load_state_dict(self, state:dict)->None: self.rows = state['rows']
 
-# %% ../nbs/33_fit.ipynb #33016aa
+# %% ../nbs/33_fit.ipynb #75f5f4a7
 class Checkpointer:
-    "Saves and restores whatever has a `state_dict`, and the random state."
+    "Saves and restores objects with a `state_dict`, and the random state."
     def __init__(self,
         path:Path|str, # One file, replaced after each epoch
         config:dict|None=None, # Plain values that a resumed run must share
-    ): self.path,self.config = Path(path),config or {}
+    ):
+        self.path = Path(path)
+        self.config = config or {}
 
-    def save(self, **parts):
-        "Write the state of all parts. A crash leaves the file as it was."
-        states = {k: v.state_dict() for k,v in parts.items()}
-        with atomic_path(self.path) as path: torch.save(dict(config=self.config, random=random_state(), **states), path)
+    def save(self, **parts)->None:
+        "Write the state of all parts. A crash leaves the previous file as it was."
+        states = {name: part.state_dict() for name,part in parts.items()}
+        with atomic_path(self.path) as path:
+            torch.save(dict(config=self.config, random=random_state(), **states), path)
 
     def read(self)->dict: # `config`, `random`, and a state for each part
-        "What the file holds. Raises `ModelError` when it cannot be read."
+        "The contents of the file. Raises `ModelError` when it cannot be read."
         try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
-        except Exception as e: raise ModelError(f'{self.path} is not a checkpoint that can be read ({type(e).__name__}): delete it to start over') from None
-        if not isinstance(saved, dict) or not {'config', 'random'} <= saved.keys(): raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
+        except Exception as e:
+            raise ModelError(
+                f'{self.path} is not a checkpoint that can be read ({type(e).__name__}): '
+                'delete it to start over') from e
+        if not isinstance(saved, dict) or not {'config', 'random'} <= saved.keys():
+            raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
         return saved
 
     def load(self, **parts)->bool: # Whether there was something to resume
-        "Put every part back. Raises `ModelError` for a file that cannot be used, `ConfigError` for one of another run."
+        "Restore every part. Raises `ModelError` for an unusable file, `ConfigError` for another run's."
         if not self.path.exists(): return False
         saved = self.read()
-        differ = [f'{k} was {saved["config"].get(k)!r}, is now {self.config.get(k)!r}' for k in {**saved['config'], **self.config} if saved['config'].get(k) != self.config.get(k)]
-        if differ: raise ConfigError(f'{self.path} belongs to another run ({"; ".join(differ)}): delete it to start over')
+        self._check_config(saved['config'])
         try:
             for name,part in parts.items(): part.load_state_dict(saved[name])
             set_random_state(saved['random'])
         except (KeyError, ValueError, RuntimeError, TypeError) as e:
-            raise ModelError(f'{self.path} does not fit this run ({" ".join(str(e).split())[:120]}): delete it to start over') from None
+            reason = ' '.join(str(e).split())[:120]
+            raise ModelError(
+                f'{self.path} does not fit this run ({reason}): delete it to start over') from e
         return True
 
-    def clear(self): self.path.unlink(missing_ok=True)
+    def _check_config(self, saved:dict)->None:
+        "Raises `ConfigError`, naming each value that differs."
+        changes = [
+            f'{k} was {saved.get(k)!r}, is now {self.config.get(k)!r}'
+            for k in {**saved, **self.config} if saved.get(k) != self.config.get(k)]
+        if changes:
+            raise ConfigError(
+                f'{self.path} belongs to another run ({"; ".join(changes)}): delete it to start over')
 
-# %% ../nbs/33_fit.ipynb #33018aa
+    def clear(self)->None: self.path.unlink(missing_ok=True)
+
+# %% ../nbs/33_fit.ipynb #52fbf587
 def make_ema(
     model:nn.Module, # On its device; copied
-    decay:float, # Share of itself that the copy keeps at each step; its memory is about 1/(1-decay) steps
+    decay:float, # Fraction of itself that the copy keeps at each step; its memory is about 1/(1-decay) steps
 )->AveragedModel: # Equals the model after the first update, then lags behind
-    "A copy for an exponential moving average of weights and buffers. Raises `ConfigError` for a share out of range."
-    if not 0 <= decay < 1: raise ConfigError(f'an average that keeps {decay} of itself: use a share from 0 to below 1, such as 0.99')
+    "A copy for an average of weights and buffers. Raises `ConfigError` for a fraction out of range."
+    if not 0 <= decay < 1:
+        raise ConfigError(
+            f'an average that keeps {decay} of itself: use a fraction from 0 to below 1, such as 0.99')
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 def ema_watcher(
     average:AveragedModel, # Moved after each optimiser step
-    watch:Callable=noop, # Sees each batch after it
+    watch:Callable=noop, # Called after it, with the same arguments
 )->Callable: # A watcher
-    "Let `average` follow the model that it is shown."
+    "Makes `average` follow the model that the loop shows."
     def follow(**seen):
         if seen['stepped']: average.update_parameters(seen['model'])
         watch(**seen)
     return follow
 
-# %% ../nbs/33_fit.ipynb #6e5cd4cc
-def _train_row(net, batches, opt, name, step):
-    "One pass, and what it adds to the row. Raises `TrainingDiverged` with the epoch in front."
+# %% ../nbs/33_fit.ipynb #0d36963d
+def _train_row(net:nn.Module, batches:Iterable, opt:Optimizer, name:str, **step)->dict:
+    "One pass over the batches, as columns of a row. Raises `TrainingDiverged` that names the epoch."
     row = dict(size=batches.size) if hasattr(batches, 'size') else {}
-    try: row['train_loss'] = train_epoch(net, progress(batches, desc=name), opt, **step)
+    bar = progress(batches, desc=name)
+    try: loss = train_epoch(net, bar, opt, **step)
     except TrainingDiverged as e: raise TrainingDiverged(f'{name.partition("/")[0]}, {e}') from e
-    return row
+    return dict(row, train_loss=loss)
 
-def _validated(validate, model, stopper):
-    "The columns of a validated epoch, which the stopper has seen; none without `validate`."
+def _validated_row(validate:Callable|None, model:nn.Module, stopper:BestEpoch)->dict:
+    "The validation as columns of a row, shown to the stopper; nothing without `validate`."
     if not validate: return {}
     report = validate(model)
     stopper.update(report, model)
     return dict(valid_loss=report.loss, valid_accuracy=report.accuracy)
 
-# %% ../nbs/33_fit.ipynb #33021aa
+# %% ../nbs/33_fit.ipynb #a4ad37a8
 def fit(  # noqa: PLR0913
     model:nn.Module, # On its device; ends with the weights of its best epoch
-    loader:Callable, # Number of an epoch, from 0, to its batches; `lambda epoch: dl` for always the same
+    loader:Callable[[int], Iterable], # Number of an epoch, from 0, to the batches of that epoch
     opt:Optimizer, # Built over the model's parameters
     epochs:int, # Passes over the images, fewer when stopped early
     *,
     validate:Callable|None=None, # Model to a report with `loss` and `accuracy`; None keeps the last epoch
-    learner:Callable|None=None, # Number of an epoch to the module that trains the model's weights; None is `model`
+    learner:Callable[[int], nn.Module]|None=None, # Epoch to the module that trains the model's weights in it
     stopper:BestEpoch|None=None, # None keeps the most accurate epoch and never stops
-    ema:float|None=None, # Validate and keep an average of the weights that keeps this fraction at each step
+    ema:float|None=None, # Validate and keep an average of the weights, which keeps this fraction per step
     checkpoint:Checkpointer|None=None, # Saved after each epoch, resumed from at the start
     parts:dict|None=None, # More objects with a `state_dict` for the checkpoint, by name
-    on_epoch:Callable=lambda history: None, # Sees the history after each epoch
+    on_epoch:Callable=lambda history: None, # Called with the history after each epoch
     **step, # Keyword arguments of `train_epoch`
 )->History:
     "Train, validate, remember the best, save. Raises `TrainingDiverged` with epoch, step and learning rate."
@@ -176,7 +204,8 @@ def fit(  # noqa: PLR0913
     step['amp'] = step.get('amp') or Amp(step.get('device', 'cpu'))
     stopper = stopper or BestEpoch()
     history = History()
-    parts = dict(parts or {}, model=model, opt=opt, scaler=step['amp'].scaler, stopper=stopper, history=history)
+    scaler = step['amp'].scaler
+    parts = dict(parts or {}, model=model, opt=opt, scaler=scaler, stopper=stopper, history=history)
     if step.get('sched'): parts['sched'] = step['sched']
     judged = model
     if ema is not None:
@@ -185,11 +214,14 @@ def fit(  # noqa: PLR0913
         step['watch'] = ema_watcher(parts['ema'], step.get('watch', noop))
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
-        i,start,lr = len(history),time.perf_counter(),opt.param_groups[0]['lr']
-        batches = loader(i)
-        net = learner(i) if learner else model
-        row = _train_row(net, batches, opt, f'epoch {i+1}/{epochs}', step)
-        history.add(epoch=i+1, **row, lr=lr, **_validated(validate, judged, stopper), seconds=time.perf_counter()-start)
+        epoch = len(history)
+        start = time.perf_counter()
+        lr = opt.param_groups[0]['lr']
+        batches = loader(epoch)
+        net = learner(epoch) if learner else model
+        row = _train_row(net, batches, opt, f'epoch {epoch+1}/{epochs}', **step)
+        row |= _validated_row(validate, judged, stopper)
+        history.add(epoch=epoch+1, **row, lr=lr, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
         on_epoch(history)
     model.load_state_dict(stopper.weights if validate else judged.state_dict())
