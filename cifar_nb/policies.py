@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_DEGREES', 'MAX_SHIFT', 'COLOR_RANGE', 'NOISE_STD', 'POLICIES', 'MIXES', 'affine', 'adjust_color',
-           'augment_enhanced', 'enhanced_transforms', 'per_image', 'Policy', 'standard_transforms', 'cutout_transforms',
-           'auto_policy', 'find_policy', 'draw_mix', 'soft_labels', 'mixup', 'cutmix', 'find_mix']
+           'augment_enhanced', 'Policy', 'find_policy', 'mixup', 'cutmix', 'find_mix']
 
-# %% ../nbs/13_policies.ipynb #13004aa
+# %% ../nbs/13_policies.ipynb #7d1cd92c
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,24 +16,37 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta
 
-from .augment import ERASE_AREA, ERASE_ASPECT, augment_standard, cutout, random_boxes, random_erasing, uniform_like
+from cifar_nb.augment import (
+    ERASE_AREA,
+    ERASE_ASPECT,
+    augment_standard,
+    cutout,
+    random_boxes,
+    random_erasing,
+    uniform_like,
+)
 from .core import ConfigError
 
 # %% ../nbs/13_policies.ipynb #13008aa
 def affine(
     x:Tensor, # float (B,3,H,W)
-    degrees:Tensor, # (B,), clockwise about the middle, first
-    right:Tensor, # (B,), pixels, second
+    degrees:Tensor, # (B,), first: clockwise about the centre
+    *,
+    right:Tensor, # (B,), second: pixels
     down:Tensor, # (B,), pixels
-    mirror:Tensor, # bool (B,), left to right, third
+    flip:Tensor, # bool (B,), third: left to right
 )->Tensor: # Same shape, black where nothing is
-    "Turn, shift and mirror each picture in one bilinear resampling."
+    "Rotate, shift and flip each image in one bilinear resampling."
     h,w = x.shape[2:]
-    cos,sin = torch.deg2rad(degrees).cos(),torch.deg2rad(degrees).sin()
-    back = torch.stack([cos, sin*h/w, -sin*w/h, cos], 1).view(-1, 2, 2)  # from a new (column, row) to the old one; both sides count from -1 to 1
-    offset = -back @ torch.stack([2*right/w, 2*down/h], 1)[:,:,None]
-    back[:,:,0] *= torch.where(mirror, -1, 1)[:,None]
-    return F.grid_sample(x, F.affine_grid(torch.cat([back, offset], 2), x.shape, align_corners=False), align_corners=False)
+    angle = torch.deg2rad(degrees)
+    cos,sin = angle.cos(),angle.sin()
+    # From a new (column, row) to the old one; both count from -1 to 1
+    back = torch.stack([cos, sin*h/w, -sin*w/h, cos], 1).view(-1, 2, 2)
+    shift = torch.stack([2*right/w, 2*down/h], 1)
+    offset = -back @ shift[:,:,None]
+    back[:,:,0] *= torch.where(flip, -1, 1)[:,None]
+    grid = F.affine_grid(torch.cat([back, offset], 2), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 # %% ../nbs/13_policies.ipynb #13011aa
 def adjust_color(
@@ -43,83 +55,99 @@ def adjust_color(
     contrast:Tensor, # (B,), likewise
     saturation:Tensor, # (B,), likewise
 )->Tensor: # Same shape, not clipped
-    "Change brightness, contrast and saturation of each picture by a factor."
-    grey = x.new_tensor([.2989, .587, .114])  # how bright red, green and blue seem
+    "Change brightness, contrast and saturation of each image by a factor."
+    grey = x.new_tensor([.2989, .587, .114])  # how bright red, green and blue appear
     b,c,s = (f.view(-1, 1, 1) for f in (brightness, contrast, saturation))
     matrix = b*c*(s*torch.eye(3, device=x.device) + (1-s)*grey)
     offset = b*(1-c)*(x.mean((2, 3)) @ grey).view(-1, 1, 1)
     return torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x)
 
 # %% ../nbs/13_policies.ipynb #13014aa
-MAX_DEGREES,MAX_SHIFT = 15,1/8  # Most degrees; most of height and width
-COLOR_RANGE,NOISE_STD = .2,.05  # Factors are 1-COLOUR to 1+COLOUR; deviation, on a scale from 0 to 1
+MAX_DEGREES = 15  # Largest rotation
+MAX_SHIFT = 1/8   # Of height and width
+COLOR_RANGE = .2  # Factors are 1-COLOR_RANGE to 1+COLOR_RANGE
+NOISE_STD = .05   # Standard deviation, on a scale from 0 to 1
 
 def augment_enhanced(
     x:Tensor, # uint8 (B,3,H,W)
 )->Tensor: # Same shape
-    "Shift, mirror, turn, tint, speckle, and erase a part of half of them."
+    "Rotate, shift, flip, jitter the colours, add noise, and erase a part of half of the images."
     h,w = x.shape[2:]
-    around = lambda most: uniform_like(-most, most, x)
-    z = affine(x.float(), around(MAX_DEGREES), around(MAX_SHIFT*w).round(), around(MAX_SHIFT*h).round(), around(1) < 0)
+    def around(most): return uniform_like(-most, most, x)
+    degrees,right,down = around(MAX_DEGREES),around(MAX_SHIFT*w).round(),around(MAX_SHIFT*h).round()
+    z = affine(x.float(), degrees, right=right, down=down, flip=around(1) < 0)
     z = adjust_color(z, *(1+around(COLOR_RANGE) for _ in range(3)))
     z.add_(torch.randn_like(z), alpha=255*NOISE_STD)
     return random_erasing(z.round_().clamp_(0, 255).byte())
+
+# %% ../nbs/13_policies.ipynb #2adcb9af
+# torchvision takes as long to import as PyTorch itself, so each function imports it when it is needed
 
 def enhanced_transforms(
     size:tuple[int, int], # Height and width
 )->list: # Of transforms, for one uint8 (3,H,W)
     "What `augment_enhanced` does, as torchvision's transforms."
-    from torchvision.transforms import v2  # slow to import, see `Archive`
-    return [v2.ToDtype(torch.float32, scale=True), v2.RandomAffine(MAX_DEGREES, (MAX_SHIFT, MAX_SHIFT), interpolation=v2.InterpolationMode.BILINEAR, fill=None), v2.RandomHorizontalFlip(),
-            v2.ColorJitter(COLOR_RANGE, COLOR_RANGE, COLOR_RANGE), v2.GaussianNoise(sigma=NOISE_STD), v2.RandomErasing(.5, ERASE_AREA, ERASE_ASPECT, value=128/255), v2.ToDtype(torch.uint8, scale=True)]
+    from torchvision.transforms import v2
+    bilinear = v2.InterpolationMode.BILINEAR
+    return [
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RandomAffine(MAX_DEGREES, (MAX_SHIFT, MAX_SHIFT), interpolation=bilinear, fill=None),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(COLOR_RANGE, COLOR_RANGE, COLOR_RANGE),
+        v2.GaussianNoise(sigma=NOISE_STD),
+        v2.RandomErasing(.5, ERASE_AREA, ERASE_ASPECT, value=128/255),
+        v2.ToDtype(torch.uint8, scale=True)]
 
 # %% ../nbs/13_policies.ipynb #13016aa
 def per_image(
-    transform:Callable, # Draws once a call, uint8 (3,H,W) to the same
+    transform:Callable, # Draws once per call, uint8 (3,H,W) to the same
     x:Tensor, # uint8 (B,3,H,W)
 )->Tensor: # Same shape
-    "Apply a torchvision transform to each picture by itself, so that it draws anew for each."
-    return torch.stack([transform(picture) for picture in x])
+    "Apply a torchvision transform to each image by itself, so that it draws again for each."
+    return torch.stack([transform(image) for image in x])
 
 # %% ../nbs/13_policies.ipynb #13019aa
 @dataclass(frozen=True)
 class Policy:
-    "One way to alter pictures, for both loaders."
-    batch:Callable  # uint8 (B,3,H,W) to the same, with random numbers for each picture
-    each:Callable   # (height, width) to a list of torchvision transforms for one uint8 (3,H,W)
+    "One way to augment images, for both loaders."
+    batch:Callable[[Tensor], Tensor]              # uint8 (B,3,H,W) to the same, random per image
+    transforms:Callable[[tuple[int, int]], list]  # (height, width) to transforms for one uint8 (3,H,W)
 
 # %% ../nbs/13_policies.ipynb #13020aa
 def standard_transforms(
     size:tuple[int, int], # Height and width
 )->list: # Of transforms, for one uint8 (3,H,W)
     "What `augment_standard` does, as torchvision's transforms."
-    from torchvision.transforms import v2  # slow to import, see `Archive`
+    from torchvision.transforms import v2
     return [v2.RandomCrop(size, padding=size[0]//8), v2.RandomHorizontalFlip()]
 
-def cutout_transforms(
-    size:tuple[int, int], # Height and width
-)->list: # Of transforms, for one uint8 (3,H,W)
-    "The standard policy, then a grey square of 3/8 of the height: erasing with probability 1, one size, one shape."
-    from torchvision.transforms import v2
-    part = (3*size[0]//8)**2/(size[0]*size[1])
-    return [*standard_transforms(size), v2.RandomErasing(1., (part, part), (1., 1.), value=128)]
+def cutout_policy()->Policy:
+    "The standard policy, then a grey square: random erasing with probability 1, one size and one shape."
+    def batch(x): return cutout(augment_standard(x), 3*x.shape[2]//8)
+    def transforms(size):
+        from torchvision.transforms import v2
+        area = (3*size[0]//8)**2/(size[0]*size[1])
+        return [*standard_transforms(size), v2.RandomErasing(1., (area, area), (1., 1.), value=128)]
+    return Policy(batch, transforms)
 
-# %% ../nbs/13_policies.ipynb #13022aa
 def auto_policy(
     name:str, # Of a class in torchvision.transforms.v2
 )->Policy:
     "The standard policy, then one of torchvision's own."
     def transform():
         from torchvision.transforms import v2
-        return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10) if name == 'AutoAugment' else getattr(v2, name)()
-    return Policy(lambda x: per_image(transform(), augment_standard(x)), lambda size: [*standard_transforms(size), transform()])
+        if name == 'AutoAugment': return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+        return getattr(v2, name)()
+    def batch(x): return per_image(transform(), augment_standard(x))
+    def transforms(size): return [*standard_transforms(size), transform()]
+    return Policy(batch, transforms)
 
 # %% ../nbs/13_policies.ipynb #13023aa
 POLICIES = {
     'none': Policy(lambda x: x, lambda size: []),
     'standard': Policy(augment_standard, standard_transforms),
     'enhanced': Policy(augment_enhanced, enhanced_transforms),
-    'cutout': Policy(lambda x: cutout(augment_standard(x), 3*x.shape[2]//8), cutout_transforms),
+    'cutout': cutout_policy(),
     'auto_augment': auto_policy('AutoAugment'),
     'rand_augment': auto_policy('RandAugment'),
     'trivial_augment': auto_policy('TrivialAugmentWide'),
@@ -129,61 +157,66 @@ def find_policy(
     name:str, # A key of `POLICIES`
 )->Policy:
     "A policy by name. Raises `ConfigError` that lists the known ones."
-    if name not in POLICIES: raise ConfigError(f'there is no augmentation policy {name!r}: use {", ".join(POLICIES)}')
+    if name not in POLICIES:
+        raise ConfigError(f'unknown augmentation policy {name!r}: use {", ".join(POLICIES)}')
     return POLICIES[name]
 
 # %% ../nbs/13_policies.ipynb #13029aa
 def draw_mix(
     x:Tensor, # (B,3,H,W)
-    alpha:float, # Of the Beta distribution: at 1 every share from 0 to 1 is equally likely, below 1 those near 0 and 1 are likelier
-)->tuple[Tensor, Tensor]: # float (B,), the share that each picture keeps; int64 (B,), whom it is mixed with
-    "Draw a share and a partner for each picture of a batch."
+    alpha:float, # Of the Beta distribution: 1 is uniform from 0 to 1, below 1 prefers values near 0 and 1
+)->tuple[Tensor, Tensor]: # float (B,), the fraction that each image keeps; int64 (B,), its partner
+    "Draw a mixing coefficient and a partner for each image of a batch."
     a = torch.tensor(float(alpha), device=x.device)
     return Beta(a, a).sample((len(x),)), torch.randperm(len(x), device=x.device)
 
 def soft_labels(
     y:Tensor, # int64 (B,)
     other:Tensor, # int64 (B,), of the partner
-    share:Tensor, # float (B,), what counts for `y`
+    kept:Tensor, # float (B,), the fraction that counts for `y`
     n_classes:int, # K
 )->Tensor: # float (B,K), each row adds up to 1
     "Two labels as one row of probabilities."
-    return share[:,None]*F.one_hot(y, n_classes) + (1-share)[:,None]*F.one_hot(other, n_classes)
+    return kept[:,None]*F.one_hot(y, n_classes) + (1-kept)[:,None]*F.one_hot(other, n_classes)
 
 # %% ../nbs/13_policies.ipynb #13030aa
 def mixup(
     x:Tensor, # float (B,3,H,W), normalised
     y:Tensor, # int64 (B,)
     n_classes:int, # K
-    alpha:float=1., # See `draw_mix`
+    alpha:float=1., # Of the Beta distribution
 )->tuple[Tensor, Tensor]: # Float (B,3,H,W) and (B,K)
-    "Fade each picture and its label into another's, with a share of its own."
-    share,partner = draw_mix(x, alpha)
-    return torch.lerp(x[partner], x, share.view(-1, 1, 1, 1)), soft_labels(y, y[partner], share, n_classes)
+    "Blend each image and its label into another's, with a coefficient of its own."
+    kept,partner = draw_mix(x, alpha)
+    mixed = torch.lerp(x[partner], x, kept.view(-1, 1, 1, 1))
+    return mixed, soft_labels(y, y[partner], kept, n_classes)
 
 # %% ../nbs/13_policies.ipynb #13031aa
 def cutmix(
     x:Tensor, # float (B,3,H,W), normalised
     y:Tensor, # int64 (B,)
     n_classes:int, # K
-    alpha:float=1., # See `draw_mix`
+    alpha:float=1., # Of the Beta distribution
 )->tuple[Tensor, Tensor]: # Float (B,3,H,W) and (B,K)
-    "Lay a rectangle of another picture on each, of a size of its own; unlike the original's, it lies inside."
-    (share,partner),(h,w) = draw_mix(x, alpha),x.shape[2:]
-    side = (1-share).sqrt()
+    "Paste a rectangle of another image onto each, of random size, wholly inside."
+    kept,partner = draw_mix(x, alpha)
+    h,w = x.shape[2:]
+    side = (1-kept).sqrt()
     height,width = (side*h).round(),(side*w).round()
     mixed = torch.where(random_boxes(x, height[:,None], width[:,None]), x[partner], x)
     return mixed, soft_labels(y, y[partner], 1-height*width/(h*w), n_classes)
 
-# %% ../nbs/13_policies.ipynb #13033aa
 MIXES = {'mixup': mixup, 'cutmix': cutmix}
 
+# %% ../nbs/13_policies.ipynb #13033aa
 def find_mix(
     name:str, # 'none' or a key of `MIXES`
     n_classes:int, # Of the labels
-    alpha:float=1., # See `draw_mix`
+    alpha:float=1., # Of the Beta distribution
 )->Callable|None: # Normalised `x` and `y` to mixed `x` and soft labels; None for 'none'
-    "A mixture by name, for the loaders. Raises `ConfigError` for an unknown name and for an `alpha` that is not positive."
-    if name not in ('none', *MIXES): raise ConfigError(f'there is no mixture {name!r}: use none, {", ".join(MIXES)}')
-    if alpha <= 0: raise ConfigError(f'alpha is {alpha}: the Beta distribution needs a positive number')
+    "A mixture by name. Raises `ConfigError` for an unknown name, and for an `alpha` that is not positive."
+    if name not in ('none', *MIXES):
+        raise ConfigError(f'unknown mixture {name!r}: use none, {", ".join(MIXES)}')
+    if alpha <= 0:
+        raise ConfigError(f'alpha is {alpha}: the Beta distribution needs a positive number')
     return None if name == 'none' else partial(MIXES[name], n_classes=n_classes, alpha=alpha)
