@@ -44,31 +44,28 @@ class UpsampledConv2d(nn.Conv2d):
         return super().forward(F.interpolate(x, (self.upsample, self.upsample), mode='bilinear'))
 
 # %% ../nbs/52_models.ipynb #520a3aa
-RESNETS = ('resnet18', 'resnet34', 'resnet50')
-
-# The smallest height and width that each stem leaves something of
-_STEM_SIZES = dict(cifar=8, imagenet=32)
-
-def _check_upsample(stem, size, upsample):
-    if stem != 'imagenet':
-        raise ConfigError(f'upsample={upsample} is for the stem imagenet: leave it out, or use that stem')
-    smallest = max(size, _STEM_SIZES[stem])
-    if not smallest <= upsample <= 1024:
-        raise ConfigError(
-            f'upsample={upsample} does not fit images of {size} pixels: use {smallest} to 1024')
+_STEM_SIZES = dict(cifar=8, imagenet=32)  # The smallest height and width that each can take
 
 def _check_stem(stem, size, upsample):
     "Raises `ConfigError` for an unknown stem, or a size or enlargement that does not fit it."
     if stem not in _STEM_SIZES:
         raise ConfigError(f'unknown stem {stem!r}: use cifar or imagenet')
-    if upsample:
-        _check_upsample(stem, size, upsample)
-    elif size < _STEM_SIZES[stem]:
-        remedy = ', or upsample=224' if stem == 'imagenet' else ''
-        raise ConfigError(f'images of {size} pixels are too small for the stem {stem}: '
-                          f'use {_STEM_SIZES[stem]} pixels or more{remedy}')
+    smallest = _STEM_SIZES[stem]
+    if not upsample:
+        if size < smallest:
+            remedy = ', or upsample=224' if stem == 'imagenet' else ''
+            raise ConfigError(f'images of {size} pixels are too small for the stem {stem}: '
+                              f'use {smallest} pixels or more{remedy}')
+        return
+    if stem != 'imagenet':
+        raise ConfigError(f'upsample={upsample} is for the stem imagenet: leave it out, or use that stem')
+    smallest = max(size, smallest)
+    if not smallest <= upsample <= 1024:
+        raise ConfigError(f'upsample={upsample} does not fit images of {size} pixels: use {smallest} to 1024')
 
 # %% ../nbs/52_models.ipynb #52009aa
+RESNETS = ('resnet18', 'resnet34', 'resnet50')
+
 def resnet(
     name:str,  # One of `RESNETS`
     /,
@@ -93,6 +90,7 @@ def resnet(
     nn.init.kaiming_normal_(net.conv1.weight, mode='fan_out', nonlinearity='relu')
     return net
 
+# %% ../nbs/52_models.ipynb #520d5aa
 resnet18 = partial(resnet, 'resnet18')
 resnet34 = partial(resnet, 'resnet34')
 resnet50 = partial(resnet, 'resnet50')
@@ -130,6 +128,15 @@ class SpeedBlock(nn.Module):
         y = self.rest(x)
         return F.relu(y + x if self.skip else y)
 
+# %% ../nbs/52_models.ipynb #520d3aa
+def _head(c_in, n_classes):
+    "A linear layer without bias, whose weights have mean 0 and variance 1."
+    head = nn.Linear(c_in, n_classes, bias=False)
+    # Not nn.init.normal_: it would import PyTorch's compiler wherever a model file is read on `meta`,
+    # which takes a second and a half
+    nn.init.uniform_(head.weight, -3**.5, 3**.5)
+    return head
+
 # %% ../nbs/52_models.ipynb #52021aa
 class SpeedNet(nn.Module):
     """2x2 convolution, one block per width, the largest value of each channel, one linear layer.
@@ -151,10 +158,7 @@ class SpeedNet(nn.Module):
         self.whiten = nn.Conv2d(3, 24, 2)
         blocks = [SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)]
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(widths[-1], n_classes, bias=False)
-        # Variance 1. (nn.init.normal_ would import PyTorch's compiler wherever a model file is read
-        # on `meta`, which takes a second and a half.)
-        nn.init.uniform_(self.head.weight, -3**.5, 3**.5)
+        self.head = _head(widths[-1], n_classes)
 
     def forward(self, x):
         x = self.blocks(F.relu(self.whiten(x)))
@@ -173,10 +177,11 @@ ARCHITECTURES:dict[str, Callable[..., nn.Module]] = {
     'resnet50': resnet50,
 }
 
-# %% ../nbs/52_models.ipynb #520a9aa
+# %% ../nbs/52_models.ipynb #520c8aa
 # The largest value of each argument that makes a network large; `blocks` limits the number of widths
 SIZE_LIMITS = dict(blocks=8, depth=16, width=128, widths=8192, hidden=8192, size=1024, n_classes=100_000)
 
+# %% ../nbs/52_models.ipynb #520a9aa
 def _check_type(key, value, kind):
     adapter = TypeAdapter(kind, config=dict(strict=True, allow_inf_nan=False))
     try:
@@ -240,7 +245,7 @@ def transfer_(
     model:nn.Module,  # Changed in place, unless `ConfigError` is raised
     weights:dict[str, Tensor],  # From another model of the same architecture
 )->list[str]:  # Names of the tensors that were left as they were
-    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half of the weights would."
+    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half would."
     own = model.state_dict()
     shared = [name for name in own if name in weights]
     fits = {name: weights[name] for name in shared if weights[name].shape == own[name].shape}
@@ -262,6 +267,7 @@ def _read_tensors(source):
         raise ValueError('not a dictionary of tensors')
     return weights
 
+# %% ../nbs/52_models.ipynb #520d4aa
 def imagenet_weights(
     architecture:str,  # One of `RESNETS`
 )->dict[str, Tensor]:  # For `transfer_`
