@@ -178,7 +178,7 @@ def _move(
     if device == 'auto' or best_device(device) == predictor.device: return predictor
     return Predictor(deepcopy(predictor.model), predictor.card, predictor.name, best_device(device))
 
-# %% ../nbs/93_engine.ipynb #cd79ac56
+# %% ../nbs/93_engine.ipynb #449ccc3d
 class ModelSlot:
     "The model in use: read as the settings say, replaced while it serves, made fast. One change at a time."
     def __init__(self,
@@ -192,6 +192,7 @@ class ModelSlot:
         self.predictor = None
         self.why = 'it is being loaded'  # why there is no model
         self.generation = 0  # models that it has held so far
+        self.failed_loads = 0
         self.racing = False
         self.filled = threading.Event()
         self.changing = threading.Lock()
@@ -205,13 +206,19 @@ class ModelSlot:
     def load(self)->Predictor: # The new one
         "Read the model of the settings and use it. Raises `CifarNbError`, and the old one stays."
         with self.changing:  # the newest file wins
-            new = Predictor.load(None, self.settings)
-            # this fails for weights that are not finite
-            new.answers(random_images(2, new.card.input_size), [1, 1])
-            new = self._with_backend(new)
+            try: new = self._read()
+            except Exception:
+                self.failed_loads += 1
+                raise
             self._put(new)
             if self.generation > 1: _freeze_garbage()
         return new
+
+    def _read(self)->Predictor:
+        new = Predictor.load(None, self.settings)
+        # this fails for weights that are not finite
+        new.answers(random_images(2, new.card.input_size), [1, 1])
+        return self._with_backend(new)
 
     def try_load(self)->bool: # Whether there is a model
         "Load the model, or remember why that fails."

@@ -50,7 +50,7 @@ class Named(BaseModel):
     "The class, and nothing else."
     prediction:str
 
-# %% ../nbs/91_requests.ipynb #e6faf839
+# %% ../nbs/91_requests.ipynb #e58c972c
 class Health(BaseModel):
     "Whether the service can answer."
     model_config = ConfigDict(protected_namespaces=())
@@ -63,6 +63,7 @@ class Health(BaseModel):
     detail:str|None = Field(None, description='Why it cannot answer')
     pid:int = Field(description='Process that answered; a service may have several')
     generation:int = Field(description='Number of models that this process has loaded so far')
+    failed_loads:int = Field(description='Number of times that loading a model has failed in this process')
     racing:bool = Field(description='Whether this process is still looking for the fastest back end')
 
 class Alive(BaseModel):

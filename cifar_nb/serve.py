@@ -129,7 +129,7 @@ async def _admit(engine:EngineDep):
     "Raises a 503 when the service is stopping."
     engine.admit()
 
-# %% ../nbs/95_serve.ipynb #88ab178b
+# %% ../nbs/95_serve.ipynb #ed350a25
 pages,information = APIRouter(),APIRouter()
 _UNHEALTHY = {503: {'model': Health, 'description': 'There is no model, or the service is stopping'}}
 
@@ -154,7 +154,8 @@ async def health(engine:EngineDep):
     if engine.stopping: why = 'the service is stopping'
     found = Health(status='unavailable' if why else 'ok', model_loaded=p is not None, model=p and p.name,
                    device=p and p.device, backend=p and p.backend, version=__version__, detail=why,
-                   pid=os.getpid(), generation=slot.generation, racing=slot.racing)
+                   pid=os.getpid(), generation=slot.generation, failed_loads=slot.failed_loads,
+                   racing=slot.racing)
     return JSONResponse(found.model_dump(), 503 if why else 200)
 
 # %% ../nbs/95_serve.ipynb #79ca5dc5

@@ -7,14 +7,14 @@ const make = (tag, properties, ...children) => {
   return node;
 };
 const percent = p => p >= 0.9995 ? "100%" : (100 * p).toFixed(1) + "%";
-const pictures = n => n === 1 ? "1 picture" : n + " pictures";
+const images = n => n === 1 ? "1 image" : n + " images";
 const mayPass = status => status < 400 || status >= 500 || status === 408 || status === 429; // the same request may succeed later; 0 is no reply at all
-const AT_ONCE = 32, BYTES_AT_ONCE = 8e6; // in one request
+let limits = { max_batch: 32, max_body_bytes: 10e6 }; // of one request, until the service has said its own
 
-let cards = []; // one for each picture, in order
-let stop = new AbortController(); // only the newest pictures may show their answers
+let cards = []; // one per image, in order
+let stop = new AbortController(); // only the newest images may show their answers
 let key = ""; // kept nowhere else
-let keyWanted = null; // who waits for a key: a promise, and the function that fulfils it
+let keyWanted = null; // requests that wait for a key: a promise, and the function that fulfils it
 let stream = null; // of the camera
 
 function complain(text) {
@@ -30,7 +30,7 @@ function askForKey(refused) {
   if (!keyWanted) {
     keyWanted = {};
     keyWanted.typed = new Promise(resolve => { keyWanted.resolve = resolve; });
-    at("key-said").textContent = refused ? "That key was not accepted. Is it typed correctly?" : "This service answers those who have its key.";
+    at("key-said").textContent = refused ? "That key was not accepted. Is it typed correctly?" : "This service needs an API key.";
     at("key-form").hidden = false;
     if (refused) { at("key").focus(); at("key").select(); }
   }
@@ -39,7 +39,7 @@ function askForKey(refused) {
 
 at("key-form").addEventListener("submit", event => {
   event.preventDefault();
-  if (/[^\x20-\xff]/.test(at("key").value)) { at("key-said").textContent = "No key has such characters. Is it typed correctly?"; return; }
+  if (/[^\x20-\xff]/.test(at("key").value)) { at("key-said").textContent = "A key cannot have such characters. Is it typed correctly?"; return; }
   key = at("key").value;
   at("key-said").textContent = "Trying this key …";
   keyWanted?.resolve();
@@ -68,7 +68,7 @@ async function call(path, options) {
     if (!options?.signal?.aborted) closeKey();
     const said = await reply?.json().catch(() => null);
     if (reply?.ok && said) return said;
-    return { detail: said?.detail ?? (reply ? `the server sent only the number ${reply.status}` : "the server did not answer, is it still running?"), status: reply?.ok ? 0 : reply?.status ?? 0 };
+    return { detail: said?.detail ?? (reply ? `the server sent only the status ${reply.status}` : "the server did not answer, is it still running?"), status: reply?.ok ? 0 : reply?.status ?? 0 };
   }
 }
 
@@ -95,10 +95,10 @@ async function ask(group) {
 }
 
 function inGroups(wanted) {
-  const groups = [[]];
+  const groups = [[]], bytes = 0.8 * limits.max_body_bytes; // the form adds some to the files
   let size = 0;
   for (const card of wanted) {
-    if (groups.at(-1).length === AT_ONCE || (size && size + card.file.size > BYTES_AT_ONCE)) { groups.push([]); size = 0; }
+    if (groups.at(-1).length === limits.max_batch || (size && size + card.file.size > bytes)) { groups.push([]); size = 0; }
     groups.at(-1).push(card);
     size += card.file.size;
   }
@@ -109,7 +109,7 @@ async function classify(wanted) {
   const { signal } = stop;
   for (const card of wanted) card.waitsFor = "";
   at("trouble").hidden = true;
-  at("status").textContent = `Looking at ${pictures(wanted.length)} …`;
+  at("status").textContent = `Looking at ${images(wanted.length)} …`;
   const readable = await Promise.all(wanted.map(card => card.file.slice(0, 1).arrayBuffer().then(() => true, () => false)));
   if (signal.aborted) return;
   wanted.forEach((card, i) => { if (!readable[i]) fail(card, { detail: "it cannot be read; is it a folder?", status: 400 }); });
@@ -118,9 +118,9 @@ async function classify(wanted) {
     if (signal.aborted) return;
   }
   const answered = cards.filter(card => card.answer), waiting = cards.filter(card => card.waitsFor);
-  at("status").textContent = cards.length > 1 ? `${answered.length} of ${pictures(cards.length)} answered.`
+  at("status").textContent = cards.length > 1 ? `${answered.length} of ${images(cards.length)} answered.`
     : answered.length ? `${part(cards[0], "answer").textContent}. Answered in ${cards[0].answer.inference_ms.toFixed(1)} ms in the network.` : "";
-  if (waiting.length) complain(`There is no answer for ${pictures(waiting.length)} yet: ${waiting[0].waitsFor}. Please try again.`);
+  if (waiting.length) complain(`There is no answer for ${images(waiting.length)} yet: ${waiting[0].waitsFor}. Please try again.`);
 }
 
 // Cards
@@ -128,9 +128,9 @@ async function classify(wanted) {
 function newCard(file) {
   const card = { file, node: at("card").content.firstElementChild.cloneNode(true), url: URL.createObjectURL(file), answer: null, waitsFor: "" };
   const sent = part(card, "sent");
-  part(card, "answer").textContent = file.name || "The picture";
+  part(card, "answer").textContent = file.name || "The image";
   part(card, "name").textContent = "No answer yet.";
-  sent.alt = `The picture that you sent, ${file.name}`;
+  sent.alt = `The image that you sent, ${file.name}`;
   sent.addEventListener("error", () => { sent.parentElement.hidden = true; });
   sent.src = card.url;
   part(card, "explain").addEventListener("click", () => explain(card));
@@ -141,7 +141,7 @@ function fail(card, { detail, status }) {
   card.waitsFor = mayPass(status) ? detail : "";
   if (card.waitsFor) return;
   part(card, "name").textContent = "";
-  part(card, "problem").textContent = `${card.file.name || "The picture"} was not accepted: ${detail}`;
+  part(card, "problem").textContent = `${card.file.name || "The image"} was not accepted: ${detail}`;
 }
 
 function fillBars(table, ranked) {
@@ -171,22 +171,22 @@ function show(card, answer) {
 
 async function explain(card) {
   const button = part(card, "explain"), where = part(card, "where"), overlay = part(card, "overlay");
-  if (button.ariaDisabled === "true") return; // it is on its way
+  if (button.ariaDisabled === "true") return; // it has been requested
   if (!overlay.src) {
     button.ariaDisabled = "true";
     const answer = await call("explain", formOf("file", [card]));
     button.ariaDisabled = "false";
-    part(card, "problem").textContent = answer.overlay ? "" : `It cannot be shown where the model looked: ${answer.detail}${mayPass(answer.status) ? ". Please try again." : ""}`;
+    part(card, "problem").textContent = answer.overlay ? "" : `The service cannot show where the model looked: ${answer.detail}${mayPass(answer.status) ? ". Please try again." : ""}`;
     if (!answer.overlay) return;
     overlay.src = answer.overlay;
-    overlay.alt = `The picture, red where the model saw what speaks for “${answer.class_name}”`;
+    overlay.alt = `The image, with the regions in red that supported “${answer.class_name}”`;
   }
   where.hidden = !where.hidden;
   button.ariaExpanded = String(!where.hidden);
 }
 
 function take(files) {
-  if (!files.length) { complain("There is no picture in that."); return; }
+  if (!files.length) { complain("There is no image in that."); return; }
   stop.abort();
   stop = new AbortController();
   for (const card of cards) URL.revokeObjectURL(card.url);
@@ -208,7 +208,7 @@ async function openCamera() {
     at("shoot").focus();
   } catch (problem) {
     closeCamera();
-    const why = { NotAllowedError: "the browser does not allow it to this page; it may be allowed beside the address", NotFoundError: "there is none" }[problem.name];
+    const why = { NotAllowedError: "the browser does not allow it for this page; you may be able to allow it next to the address", NotFoundError: "no camera was found" }[problem.name];
     complain(`The camera cannot be used: ${why ?? problem.message}.`);
   }
 }
@@ -248,11 +248,12 @@ addEventListener("paste", event => { if (event.target !== at("key")) take(event.
 async function introduce() {
   const card = await call("model");
   if (!card.classes) {
-    at("model").textContent = "There is no model behind this page yet.";
+    at("model").textContent = "The service has no model yet.";
     if (mayPass(card.status)) setTimeout(introduce, 2000); // it may still be loading
     return;
   }
-  const score = card.test_accuracy === null ? "" : `; right on ${percent(card.test_accuracy)} of its test pictures`;
+  limits = card.limits;
+  const score = card.test_accuracy === null ? "" : `; its test accuracy is ${percent(card.test_accuracy)}`;
   at("model").textContent = `The model knows ${card.classes.length} classes (${card.classes.slice(0, 10).join(", ")}${card.classes.length > 10 ? ", …" : ""})${score}.`;
 }
 

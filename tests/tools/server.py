@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,22 @@ class Service:
     process: subprocess.Popen
     folder: Path  # Has `home`, where the process works, `tmp`, where temporary files go, and its log
     url: str = ""
+    headers: dict | None = None  # Sent with each question
 
     def lines(self): return (self.folder / "log").read_text(encoding="utf-8").splitlines()
 
     def records(self): return [json.loads(line) for line in self.lines()[1:]]
 
+    def get(self, path, **more):
+        "An answer over a new connection, which any of the processes may give."
+        headers = {**(self.headers or {}), "Connection": "close"}
+        return httpx.get(self.url + path, headers=headers, timeout=60, **more)
+
+    def health(self): return self.get("/health").json()
+
     def healthy(self):
         assert self.process.poll() is None, self.lines()[-20:]
-        try: return httpx.get(f"{self.url}/health", timeout=30).status_code == 200
+        try: return self.get("/health").status_code == 200
         except httpx.TransportError: return False
 
     def address(self):
@@ -48,7 +56,8 @@ class Service:
 
     def left_behind(self):
         "Files in the two folders that were empty; PyTorch makes an empty folder when it is imported."
-        return {str(p.relative_to(self.folder)) for name in ("home", "tmp") for p in (self.folder / name).rglob("*") if not p.name.startswith("torchinductor_")}
+        found = [p for name in ("home", "tmp") for p in (self.folder / name).rglob("*")]
+        return {str(p.relative_to(self.folder)) for p in found if not p.name.startswith("torchinductor_")}
 
     def memory(self): return psutil.Process(self.process.pid).memory_info().rss
 
@@ -56,10 +65,26 @@ class Service:
         "Process numbers of those that answer; multiprocessing's resource tracker is a child too."
         found = []
         for child in psutil.Process(self.process.pid).children():
-            try:
+            with suppress(psutil.Error):  # it may end meanwhile
                 if any("spawn_main" in word for word in child.cmdline()): found.append(child.pid)
-            except psutil.Error: pass  # it has ended meanwhile
         return sorted(found)
+
+    def fleet(self, n=2, seconds=120):
+        "What `/health` says in each of `n` processes, by process number."
+        def ask():
+            found = {}
+            for _ in range(60):
+                with suppress(httpx.TransportError, ValueError):
+                    said = self.health()
+                    found[said["pid"]] = said
+                if len(found) == n and all(one["model_loaded"] for one in found.values()): return found
+            return None
+        return until(ask, seconds)
+
+    def counted(self, pattern):
+        "The sum of all metrics whose line matches."
+        lines = self.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(pattern, line))
 
     def stop(self, seconds=60):
         self.process.send_signal(signal.SIGTERM)
@@ -67,25 +92,28 @@ class Service:
 
 
 @contextmanager
-def service(folder, *flags, at_address=lambda it: None, **environment):
-    "`cifar-nb serve` in empty folders, at a port of its choice; `at_address` is called as soon as it has one."
+def service(folder, *flags, at_address=lambda it: None, headers=None, ready=True, **environment):
+    """`cifar-nb serve` in empty folders, at a port of its choice.
+
+    `at_address` is called as soon as it has one; `ready=False` does not wait for a model."""
     for name in ("home", "tmp"): (folder / name).mkdir(parents=True)
+    command = [COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags]
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags], cwd=folder / "home", stderr=log, start_new_session=True, env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
-    it = Service(process, folder)
+        process = subprocess.Popen(command, cwd=folder / "home", stderr=log, start_new_session=True,
+                                   env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
+    it = Service(process, folder, headers=headers)
     try:
         it.url = until(it.address)
         at_address(it)
-        until(it.healthy)
+        if ready: until(it.healthy)
         yield it
     finally:
-        try: os.killpg(process.pid, signal.SIGKILL)  # its workers too
-        except ProcessLookupError: pass
+        with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)  # its workers too
         process.wait()
 
 
 @contextmanager
-def watched(it):
+def watch_memory(it):
     "The growth of a server's memory while the block runs: the last number of the list."
     before, grown, end = it.memory(), [0], threading.Event()
 

@@ -1,0 +1,68 @@
+"The command `cifar-nb serve` in a process of its own: starts, stops, and starts without a model."
+from importlib.resources import files
+
+import httpx
+from PIL import Image
+from tools.files import BASE, JPEG, PNG, chunk, saved
+from tools.server import service, until
+
+from cifar_nb.guard import ServiceSettings
+from cifar_nb.serve import create_app, served
+
+SIMPLE = (files("cifar_nb.weights") / "simple.safetensors").read_bytes()
+
+
+def put(path, data):
+    "Write a file in one step."
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    part.rename(path)
+
+
+def post(url, content=PNG): return httpx.post(f"{url}/predict", files={"file": content}, timeout=60)
+
+
+def test_the_command_serves_and_stops(tmp_path):
+    with service(tmp_path, CIFAR_NB_MODEL="simple") as it:
+        assert it.health()["model"] == "simple"
+        assert post(it.url).status_code == 200
+        assert it.stop() == 0
+        assert it.left_behind() == set()
+
+
+def test_it_starts_without_a_model_and_recovers(tmp_path):
+    late = tmp_path / "late.safetensors"
+    with service(tmp_path / "it", ready=False, CIFAR_NB_MODEL=str(late)) as it:
+        def failed():
+            try: return it.health()["failed_loads"]
+            except httpx.TransportError: return 0  # it does not listen yet
+        until(failed)
+        health, refused = it.get("/health"), post(it.url)
+        assert health.status_code == 503 and "late.safetensors" in health.json()["detail"]
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
+        assert [it.get(path).status_code for path in ("/live", "/model", "/classes")] == [200, 503, 503]
+        put(late, SIMPLE)
+        until(it.healthy)
+        assert post(it.url).status_code == 200 and it.health()["generation"] == 1
+
+
+def test_a_model_that_is_repaired_is_found(tmp_path):
+    path = tmp_path / "late.safetensors"
+    path.write_bytes(SIMPLE[:1000])
+    with served(create_app(ServiceSettings(model=str(path), backend="eager"))) as url:
+        until(lambda: httpx.get(f"{url}/health").json()["failed_loads"])
+        assert httpx.get(f"{url}/health").status_code == 503
+        put(path, SIMPLE)
+        until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        assert post(url).status_code == 200
+
+
+def test_the_log_is_json_whatever_comes(tmp_path):
+    exif = PNG[:33] + chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x05garbage") + PNG[33:]
+    palette = saved(BASE.quantize(8), "PNG", transparency=bytes(8))
+    with service(tmp_path, "--log-json", "--threads", "1") as it:
+        for content in (saved(Image.new("1", (10_000, 10_000)), "PNG"), exif, palette, JPEG[:-100], b""):
+            post(it.url, content)
+        assert it.stop() == 0
+        assert all({"time", "level", "message"} <= set(record) for record in it.records())
+        assert sum(record.get("route") == "/predict" for record in it.records()) == 5

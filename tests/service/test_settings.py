@@ -1,0 +1,184 @@
+"`create_app` and `run` follow every setting, also with a predictor that is given: one test per field."
+import io
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from tools.files import PNG
+from tools.models import Held
+from tools.server import service, until
+
+from cifar_nb.core import ConfigError
+from cifar_nb.export import BACKENDS
+from cifar_nb.guard import ServiceSettings
+from cifar_nb.predict import Predictor
+from cifar_nb.serve import create_app, open_port, served
+
+WEIGHTS = files("cifar_nb.weights")
+KEY = {"X-API-Key": "open sesame"}
+ABOUT_DATA = {"data_dir", "mirrors"}  # which no service reads
+
+
+@pytest.fixture(scope="module")
+def predictor(): return Predictor.load("cifar10")
+
+
+@contextmanager
+def running(predictor, **changes):
+    "A client of a service with other settings than usual."
+    app = create_app(ServiceSettings(**{"backend": "eager", **changes}), predictor)
+    with served(app) as url, httpx.Client(base_url=url, timeout=60) as client: yield client
+
+
+def post(client, content=PNG): return client.post("/predict", files={"file": ("x.png", content)})
+
+
+def test_every_setting_has_a_test():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert set(ServiceSettings.model_fields) - ABOUT_DATA <= tested
+
+
+def test_model(predictor):
+    with running(predictor, model="simple", api_key="open sesame") as client:
+        before = client.get("/model", headers=KEY).json()["architecture"]
+        after = client.post("/model/reload", headers=KEY).json()["architecture"]
+    assert (before, after) == (predictor.card.architecture, Predictor.load("simple").card.architecture)
+
+
+def test_models_dir(predictor, tmp_path):
+    shutil.copy(str(WEIGHTS / "simple.safetensors"), tmp_path / "mine.safetensors")
+    with running(predictor, model="mine", models_dir=tmp_path, api_key="open sesame") as client:
+        client.post("/model/reload", headers=KEY).raise_for_status()
+        assert client.get("/health").json()["model"] == "mine"
+
+
+def test_device(predictor):
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ConfigError): create_app(ServiceSettings(device=missing), predictor)
+    with running(predictor, device="cpu") as client: assert client.get("/health").json()["device"] == "cpu"
+    if not torch.cuda.is_available(): return
+    with running(predictor, device="cuda") as client:
+        assert client.get("/health").json()["device"].startswith("cuda") and post(client).status_code == 200
+    assert next(predictor.model.parameters()).device.type == "cpu"  # the caller's own stays where it is
+
+
+def test_threads(predictor):
+    class Counting(Predictor):
+        def answers(self, *args):
+            seen.append(torch.get_num_threads())
+            return super().answers(*args)
+    seen, ours = [], torch.get_num_threads()
+    for n in (ours + 1, ours + 2):
+        with running(Counting(predictor.model, predictor.card), threads=n) as client: post(client)
+    assert seen == [ours + 1, ours + 2] and torch.get_num_threads() == ours
+
+
+@pytest.mark.parametrize("backend", ["eager", "bfloat16", "onnx"])
+def test_backend(predictor, backend):
+    with running(predictor, backend=backend) as client:
+        health = client.get("/health").json()
+        assert (health["backend"], health["racing"]) == (backend, False) and post(client).status_code == 200
+
+
+def test_backend_auto(predictor):
+    with running(predictor, backend="auto") as client:
+        assert client.get("/health").json()["status"] == "ok"  # it answers while the back ends race
+        until(lambda: not client.get("/health").json()["racing"])
+        assert client.get("/health").json()["backend"] in BACKENDS and post(client).status_code == 200
+
+
+def test_max_body_bytes(predictor):
+    with running(predictor, max_body_bytes=2000) as client:
+        assert [post(client, bytes(n)).status_code for n in (1000, 2001)] == [415, 413]
+        assert client.get("/model").json()["limits"]["max_body_bytes"] == 2000
+
+
+def test_max_held_bytes(predictor):
+    with running(predictor, max_held_bytes=2000) as client:
+        assert [post(client, bytes(n)).status_code for n in (1000, 2001, 1000)] == [415, 503, 415]
+
+
+def test_max_pixels(predictor):
+    with running(predictor, max_pixels=100) as client:
+        for size, status in (((10, 10), 200), ((10, 11), 413)):
+            Image.new("RGB", size).save(file := io.BytesIO(), "PNG")
+            assert post(client, file.getvalue()).status_code == status
+
+
+def test_max_waiting(predictor):
+    held = Held()
+    with running(held, max_waiting=1, max_wait=60) as client, ThreadPoolExecutor(1) as crowd:
+        first = crowd.submit(post, client)
+        try:
+            assert held.begun.wait(30)
+            assert post(client).status_code == 503
+        finally: held.go.set()
+        assert first.result().status_code == 200
+
+
+def test_max_wait(predictor):
+    with running(predictor, max_wait=1e-9) as client: assert post(client).status_code == 503
+
+
+def test_max_batch(predictor):
+    with running(predictor, max_batch=2) as client, ThreadPoolExecutor(8) as crowd:
+        statuses = [client.post("/predict/batch", files=[("files", PNG)] * n).status_code for n in (2, 3)]
+        list(crowd.map(lambda _: post(client), range(40)))
+        counts = [line for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
+        schema = client.get("/openapi.json").json()["paths"]["/predict/batch"]["post"]["requestBody"]
+    sizes = {line.partition(" ")[0]: float(line.rpartition(" ")[2]) for line in counts}
+    assert statuses == [200, 400] and '"maxItems": 2' in json.dumps(schema)
+    assert sizes['cifar_nb_batch_size_bucket{le="2.0"}'] == sizes["cifar_nb_batch_size_count"]
+
+
+def test_api_key(predictor):
+    with running(predictor, api_key="open sesame") as client:
+        keys = ({}, {"X-API-Key": "open sesamf"}, {"Authorization": "Bearer x"})
+        assert [client.get("/classes", headers=key).status_code for key in keys] == [401] * 3
+        keys = (KEY, {"Authorization": "Bearer open sesame"})
+        assert [client.get("/classes", headers=key).status_code for key in keys] == [200] * 2
+    with running(predictor) as client:
+        assert client.get("/classes").status_code == 200 and client.post("/model/reload").status_code == 403
+
+
+def test_root_path(predictor):
+    with running(predictor, root_path="/images") as client:
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/images"}]
+        assert '"/images/' in client.get("/docs").text and client.get("/static/page.js").status_code == 200
+
+
+def test_cors_origins(predictor):
+    with running(predictor, cors_origins=["https://a.example"]) as client:
+        def allowed(origin):
+            reply = client.get("/live", headers={"Origin": origin})
+            return reply.headers.get("access-control-allow-origin")
+        assert (allowed("https://a.example"), allowed("http://localhost:3000")) == ("https://a.example", None)
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    with open_port("127.0.0.1", 0) as free: port = free.getsockname()[1]
+    flags = ("--host", "localhost", "--port", str(port), "--workers", "2", "--log-json")
+    with service(tmp_path_factory.mktemp("process"), *flags) as it: yield it, port
+
+
+def test_host(process): assert process[0].url.startswith("http://127.0.0.1:")
+
+
+def test_port(process): assert process[0].url.endswith(f":{process[1]}")
+
+
+def test_workers(process): assert sorted(process[0].fleet(2)) == process[0].workers()
+
+
+def test_log_json(process):
+    it, _ = process
+    it.get("/live")
+    until(lambda: any(record.get("route") == "/live" for record in it.records()), 10)
+    assert all({"time", "level", "message"} <= set(record) for record in it.records())

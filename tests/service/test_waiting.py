@@ -1,0 +1,47 @@
+"A crowd of clients: a full queue, and a wait that is too long. The model computes when it is told to."
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+from tools.files import JPEG
+from tools.models import Held
+from tools.server import until
+
+from cifar_nb.guard import ServiceSettings
+from cifar_nb.serve import create_app, served
+
+
+def send(url): return httpx.post(f"{url}/predict", files={"file": JPEG}, timeout=60)
+
+
+def test_a_crowd_gets_answers_or_a_polite_no():
+    settings, held = ServiceSettings(max_waiting=8, max_wait=60, backend="eager"), Held()
+    with served(create_app(settings, held)) as url, ThreadPoolExecutor(20) as crowd:
+        coming = [crowd.submit(send, url) for _ in range(20)]
+        try: until(lambda: sum(reply.done() for reply in coming) >= 12, 30)
+        finally: held.go.set()
+        replies = [reply.result() for reply in coming]
+    assert sorted(r.status_code for r in replies) == [200] * 8 + [503] * 12
+    assert all("retry-after" in r.headers for r in replies if r.status_code == 503)
+
+
+def test_a_batch_waits_no_longer_than_promised():
+    settings, held = ServiceSettings(max_wait=.5, backend="eager"), Held()
+    with served(create_app(settings, held)) as url, ThreadPoolExecutor(2) as crowd:
+        first = crowd.submit(send, url)
+        try:
+            assert held.begun.wait(30)
+            second = send(url)
+            assert second.status_code == 503 and "0.5 seconds" in second.text and not first.done()
+        finally: held.go.set()
+        assert first.result().status_code == 200  # its turn had come
+
+
+def test_the_health_check_does_not_wait_for_the_model():
+    held = Held()
+    with served(create_app(ServiceSettings(backend="eager"), held)) as url, ThreadPoolExecutor(1) as crowd:
+        first = crowd.submit(send, url)
+        try:
+            assert held.begun.wait(30)
+            assert httpx.get(f"{url}/health", timeout=10).status_code == 200 and not first.done()
+        finally: held.go.set()
+        assert first.result().status_code == 200

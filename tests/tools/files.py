@@ -1,0 +1,170 @@
+"Image files of every kind that the service shall accept, and ways to break them."
+import io
+import random
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image
+
+from cifar_nb.images import synthetic
+from cifar_nb.photos import FORMATS
+
+BASE = Image.fromarray(synthetic("test").pixels[7].permute(1, 2, 0).numpy()).resize((61, 47))
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV",
+         "I", "F", "I;16", "I;16L", "I;16B")
+# What a camera would have written under each orientation
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def saved(image, kind, **how):
+    image.save(file := io.BytesIO(), kind, **how)
+    return file.getvalue()
+
+
+def noise(side):
+    "An image that compression does not make small: about three bytes per pixel."
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    return saved(Image.fromarray(pixels), "PNG")
+
+
+def in_mode(mode):
+    grey = np.asarray(BASE.convert("L"))
+    if mode.startswith("I;16"):
+        order = ">u2" if mode.endswith("B") else "<u2"
+        return Image.frombytes(mode, BASE.size, (grey.astype(order) * 257).tobytes())
+    if mode == "PA": return BASE.convert("P").convert("PA")
+    if mode == "RGBa": return BASE.convert("RGBA").convert(mode)
+    if mode == "La": return BASE.convert("LA").convert(mode)
+    if mode == "LAB": return Image.frombytes(mode, BASE.size, np.asarray(BASE).tobytes())
+    if mode == "I": return BASE.convert("L").convert("I").point(lambda v: v * 257)
+    return BASE.convert(mode)
+
+
+def chunk(kind, data=b""):
+    "Of a PNG file."
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(rows, size, *, depth=8, colour=2, interlaced=0, before=b""):
+    "A PNG file that Pillow does not write."
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND"))
+
+
+def adam7(pixels):
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2))
+    for x, y, dx, dy in passes:
+        yield from (b"\0" + row[x::dx].tobytes() for row in pixels[y::dy])
+
+
+def turned():
+    "The base image under each EXIF orientation, such that a reader that applies it sees the same pixels."
+    for n, turn in TURNED.items():
+        exif = Image.Exif()
+        exif[0x0112] = n
+        yield n, BASE.transpose(turn), exif
+
+
+def exact_files():
+    "Files of the same pixels, without loss."
+    pixels = np.asarray(BASE)
+    wide = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2") * 257)
+    yield "PNG", saved(BASE, "PNG")
+    yield "BMP", saved(BASE, "BMP")
+    yield "WebP", saved(BASE, "WEBP", lossless=True)
+    yield "PNG interlaced", raw_png(b"".join(adam7(pixels)), BASE.size, interlaced=1)
+    yield "PNG RGB of 16 bits", raw_png(wide, BASE.size, depth=16)
+    yield "PNG opaque", saved(BASE.convert("RGBA"), "PNG")
+    yield "WebP opaque", saved(BASE.convert("RGBA"), "WEBP", lossless=True)
+    for n, image, exif in turned():
+        yield f"PNG orientation {n}", saved(image, "PNG", exif=exif)
+        yield f"WebP orientation {n}", saved(image, "WEBP", exif=exif, lossless=True)
+
+
+def every_mode():
+    for kind in FORMATS:
+        for mode in MODES:
+            with suppress(OSError, ValueError, KeyError):  # Pillow does not write it
+                yield f"{kind} {mode}", saved(in_mode(mode), kind)
+        for size in ((1, 1), (10_000, 1), (1, 10_000)): yield f"{kind} {size}", saved(BASE.resize(size), kind)
+
+
+def transparent_files():
+    for bits in (1, 2, 4):
+        yield f"PNG palette of {bits} bits", saved(BASE.quantize(2**bits), "PNG", bits=bits)
+    for kind in ("PNG", "GIF"):
+        yield f"{kind} palette with transparency", saved(BASE.quantize(8), kind, transparency=3)
+    yield "PNG palette with alpha", saved(BASE.quantize(8), "PNG", transparency=bytes(range(0, 256, 32)))
+    for mode, clear in (("L", 7), ("RGB", (1, 2, 3))):
+        yield f"PNG {mode} with a transparent colour", saved(BASE.convert(mode), "PNG", transparency=clear)
+    half = BASE.copy()
+    half.putalpha(100)
+    for kind, how in (("PNG", {}), ("WEBP", {}), ("WEBP", dict(lossless=True))):
+        yield f"{kind} half transparent {how}", saved(half, kind, **how)
+    turning = [half.rotate(10 * i).convert("RGB") for i in range(5)]
+    frames = dict(save_all=True, append_images=turning, duration=50, loop=0)
+    for kind in ("GIF", "WEBP", "PNG"): yield f"{kind} animated", saved(BASE, kind, **frames)
+
+
+def jpeg_files():
+    ways = (dict(progressive=True), dict(optimize=True), dict(subsampling=0), dict(subsampling=2, quality=5),
+            dict(quality=100), dict(restart_marker_blocks=1), dict(comment=b"x" * 60_000))
+    for how in ways: yield f"JPEG {how}"[:60], saved(BASE, "JPEG", **how)
+    yield "JPEG CMYK progressive", saved(BASE.convert("CMYK"), "JPEG", progressive=True)
+    for n, image, exif in turned(): yield f"JPEG orientation {n}", saved(image, "JPEG", exif=exif)
+
+
+def all_files():
+    "One file for each format, mode and way of writing."
+    yield from exact_files()
+    yield from every_mode()
+    yield from transparent_files()
+    yield "GIF interlaced", saved(BASE, "GIF", interlace=1)
+    yield from jpeg_files()
+
+
+CORPUS = dict(all_files())
+PNG = CORPUS["PNG"]
+JPEG = CORPUS["JPEG RGB"]
+
+
+def change_byte(rng, data, i): data[i] = rng.randrange(256)
+
+
+def flip_bit(rng, data, i): data[i] ^= 1 << rng.randrange(8)
+
+
+def leave_out(rng, data, i): del data[i:i + rng.choice((1, 1, 2, 4, 30))]
+
+
+def double(rng, data, i): data[i:i] = data[i:i + rng.choice((1, 1, 2, 4, 30))]
+
+
+def fill(rng, data, i):
+    n = rng.choice((1, 1, 2, 4, 30))
+    data[i:i + n] = rng.choice((b"\0", b"\xff")) * n
+
+
+def mutate(rng: random.Random, data, other):
+    "A file with some of its bytes changed, left out, doubled, filled, or taken from another file."
+    data = bytearray(data)
+    change = rng.choice((change_byte, flip_bit, leave_out, double, fill, None))
+    only_header = rng.random() < .2
+    for _ in range(rng.choice((1, 1, 3, 10, 40))):
+        if not data: break
+        i = rng.randrange(min(len(data), 60) if only_header else len(data))
+        if change: change(rng, data, i)
+        else: data[i:i + 4] = other[i % len(other):][:4]
+    return bytes(data)
