@@ -18,7 +18,6 @@ from typing import Annotated
 
 import torch
 import typer
-from filelock import FileLock, Timeout
 
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table
@@ -146,9 +145,7 @@ def train(
     note = f'{name}: {chosen.epochs} epoch{"s"*(chosen.epochs > 1)} of {data}{begun} on {device_note(best_device(settings.device))}'
     if (unfinished := out.with_suffix('.ckpt')).exists() and not fresh: note += f' Resuming {unfinished}; --fresh starts over.'
     print(note, file=sys.stderr)
-    try:
-        with FileLock(out.with_name(f'.{out.name}.lock'), timeout=0): card,report = run_recipe(chosen, out, settings, fresh, half, lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
-    except Timeout: raise ConfigError(f'another process is training {out} now: choose another name with --out') from None
+    card,report = run_recipe(chosen, out, settings, fresh=fresh, half=half, on_epoch=lambda history: print(f'epoch {len(history):3}/{chosen.epochs}  {shown(history.rows[-1])}', flush=True))
     print(report.table())
     parts = [f'{card.validation_accuracy:.2%} of the held-out pictures'] if card.validation_accuracy is not None else []
     parts += [f'{card.test_accuracy:.2%} of the test pictures'] + ([f'{card.test_accuracy_tta:.2%} of them with test-time augmentation'] if card.test_accuracy_tta is not None else [])
@@ -160,9 +157,9 @@ def recipes(
     name:Annotated[str|None, typer.Argument(help='A recipe, to see all its choices as TOML', callback=filled('the name of a recipe'))]=None,
 ):
     "List the recipes, or print one: the text is a file for `cifar-nb train --recipe FILE.toml`."
-    from cifar_nb.recipes import RECIPES, find_recipe, to_toml
-    if name: print(to_toml(find_recipe(name)), end='')
-    else: print(Table(['recipe', 'data', 'network', 'epochs', 'pictures a step'], [[name, r.data, r.architecture, r.epochs, r.batch_size*r.accumulate] for name,r in RECIPES.items()]))
+    from cifar_nb.recipes import RECIPE_NAMES, find_recipe, recipe_text
+    if name: print(recipe_text(name), end='')
+    else: print(Table(['recipe', 'data', 'network', 'epochs', 'pictures a step'], [[name, r.data, r.architecture, r.epochs, r.batch_size*r.accumulate] for name,r in ((name, find_recipe(name)) for name in RECIPE_NAMES)]))
 
 # %% ../nbs/97_cli.ipynb #97022aa
 @app.command()
