@@ -70,7 +70,7 @@ def image_files(
     if files: return files
     raise DatasetError(f'{folder} has no image that we can read ({", ".join(IMAGE_SUFFIXES)})')
 
-# %% ../nbs/16_folders.ipynb #16019bb
+# %% ../nbs/16_folders.ipynb #16018bb
 class ImageFiles(NamedTuple):
     "Labelled files that have not been decoded."
     paths:list[Path]
@@ -99,13 +99,13 @@ def list_images(
         labels += [label]*len(files)
     return ImageFiles(paths, torch.tensor(labels), tuple(folder.name for folder in folders))
 
-# %% ../nbs/16_folders.ipynb #16024bb
+# %% ../nbs/16_folders.ipynb #16023bb
 def read_file(path:Path)->bytes:
     "The bytes of a file. Raises `DatasetError` that names it."
     try: return path.read_bytes()
     except OSError as e: raise DatasetError(f'{path}: {e.strerror}') from e
 
-# %% ../nbs/16_folders.ipynb #16025bb
+# %% ../nbs/16_folders.ipynb #16024bb
 def split_files(
     files:ImageFiles, # To be divided
 )->tuple[ImageFiles, ImageFiles]: # To train on, and to test with
@@ -114,13 +114,13 @@ def split_files(
     test = choose_by_hash(torch.tensor(keys), files.labels, files.classes, .2, salt='test')
     return files.select(~test),files.select(test)
 
-# %% ../nbs/16_folders.ipynb #16031bb
+# %% ../nbs/16_folders.ipynb #16030bb
 SPLIT_NAMES = dict(
     train='train', training='train',
     test='test', testing='test',
     val='valid', valid='valid', validation='valid', dev='valid', eval='valid')
 
-# %% ../nbs/16_folders.ipynb #16033bb
+# %% ../nbs/16_folders.ipynb #16032bb
 def find_split_folders(
     root:Path,
 )->dict[str, Path]: # By 'train', 'valid' and 'test'; empty when the folders in `root` are classes
@@ -140,13 +140,14 @@ def find_split_folders(
                            'move the others away')
     if len({*roles}) < len(roles):
         raise DatasetError(f'{root} has {names}: two of them mean the same; leave one of each')
-    missing = sorted(set.union(*classes) - set.intersection(*classes))
+    every_class:set[str] = set().union(*classes)
+    missing = sorted({name for some in classes for name in every_class - some})
     if missing:
         raise DatasetError(f'{root}: {names} have different classes; each needs the same subfolders, '
                            f'and not all of them have {", ".join(missing)}')
-    return dict(zip(roles, folders))
+    return {role: folder for role,folder in zip(roles, folders) if role}
 
-# %% ../nbs/16_folders.ipynb #16036bb
+# %% ../nbs/16_folders.ipynb #16035bb
 def read_images(
     files:ImageFiles,
     size:int, # Images are fitted to this height and width
@@ -160,7 +161,7 @@ def read_images(
         keys.append(content_key(data))
     return Images(torch.stack(pixels), files.labels, files.classes, torch.tensor(keys))
 
-# %% ../nbs/16_folders.ipynb #16039bb
+# %% ../nbs/16_folders.ipynb #16038bb
 def warn_if_grey(
     images:Images,
     root:Path, # For the message
@@ -175,7 +176,7 @@ def warn_if_grey(
         log.warning('%s: all images of %s are grey, and others are not; a model may tell them apart '
                     'by that alone', root, ', '.join(grey))
 
-# %% ../nbs/16_folders.ipynb #16041bb
+# %% ../nbs/16_folders.ipynb #16040bb
 def checked_stats(
     images:Images,
     name:str, # Of the data set, for the error
@@ -187,7 +188,7 @@ def checked_stats(
     raise DatasetError(f'{name}: the {channel} of all training images is the same everywhere; '
                        'are these photographs?')
 
-# %% ../nbs/16_folders.ipynb #16044bb
+# %% ../nbs/16_folders.ipynb #16043bb
 class FolderParts:
     "Which files are for training, validation and test. Files are listed and divided once, and not decoded."
     def __init__(self,
@@ -216,7 +217,7 @@ def read_folder_part(
     if part == 'train': warn_if_grey(images, parts.root)
     return images
 
-# %% ../nbs/16_folders.ipynb #16047bb
+# %% ../nbs/16_folders.ipynb #16046bb
 @dataclass(frozen=True)
 class Dataset:
     "A data set by name. Each part is read when it is first asked for."
@@ -239,7 +240,7 @@ class Dataset:
     def stats(self)->Stats: # Of the training images
         return self.known_stats or checked_stats(self.train, self.name)
 
-# %% ../nbs/16_folders.ipynb #16049bb
+# %% ../nbs/16_folders.ipynb #16048bb
 def load_dataset(
     name:str, # 'cifar10', 'cifar100', 'synthetic', or a folder with one subfolder per class
     size:int=32, # Images of a folder are fitted to this height and width; the others have 32

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 
 from .core import ImageError
@@ -44,7 +44,7 @@ def _check_bytes(data:bytes):
         raise ImageError('the JPEG has more than 100 scans; save it again')
 
 def _refuse_bombs(
-    image:Image.Image, # Opened, but not decoded
+    image:ImageFile.ImageFile, # Opened, but not decoded
     max_pixels:int,
 ):
     "Raises `TooManyPixels` for an image that would take too much memory or time."
