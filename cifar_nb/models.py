@@ -208,7 +208,8 @@ def check_arguments(
 )->dict:  # The same
     """Check each argument against its type hint and `SIZE_LIMITS`.
     Raises `ConfigError` that names the argument, also for a number below 1."""
-    hints = get_type_hints(build.__init__ if inspect.isclass(build) else build.func)
+    # A class, or a `partial` of a function
+    hints = get_type_hints(build.__init__ if inspect.isclass(build) else getattr(build, 'func', build))
     for key,value in arguments.items():
         _check_type(key, value, hints[key])
     n_classes = arguments.get('n_classes', 2)
@@ -245,7 +246,7 @@ def transfer_(
     model:nn.Module,  # Changed in place, unless `ConfigError` is raised
     weights:dict[str, Tensor],  # From another model of the same architecture
 )->list[str]:  # Names of the tensors that were left as they were
-    "Copy every tensor whose name and shape fit. Raises `ConfigError` when less than half would."
+    "Copy all tensors whose name and shape fit. Raises `ConfigError` if under half of the parameters do."
     own = model.state_dict()
     shared = [name for name in own if name in weights]
     fits = {name: weights[name] for name in shared if weights[name].shape == own[name].shape}
