@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
 def _variable(name:str)->str: return f'CIFAR_NB_{name.upper()}'
 
 def _describe_problem(
-    problem:dict,  # One of pydantic's errors
+    problem:Mapping[str, Any],  # One of pydantic's errors
     given:dict,  # Fields that were given as flags
 )->str:
     name = str(problem['loc'][0])

@@ -14,7 +14,7 @@ import re
 import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def best_device(
     "CUDA when it is available, otherwise the CPU. Raises `ConfigError` for a device that cannot be used."
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
     if not re.fullmatch(r'cpu|mps|cuda(:\d{1,2})?', name):
-        raise ConfigError(f'there is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps')
+        raise ConfigError(f'unknown device {name!r}: use auto, cpu, cuda, cuda:1 or mps')
     try: torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = str(e).splitlines()[0].rstrip('.')
@@ -76,7 +76,8 @@ def repeatable_kernels()->None:
 def random_state()->dict:  # Python, NumPy, PyTorch, each CUDA device, and Apple's GPU
     "The state of every generator that `seed_everything` seeds, as numbers, strings and tensors."
     version,words,gauss = random.getstate()
-    kind,keys,*rest = np.random.get_state()
+    numpy_state:Any = np.random.get_state()
+    kind,keys,*rest = numpy_state
     return dict(
         python=[version, list(words), gauss],
         numpy=[kind, keys.tolist(), *rest],
@@ -111,7 +112,7 @@ class Amp:
     ):
         if precision == 'auto': precision = best_precision(device)
         if precision not in PRECISIONS:
-            raise ConfigError(f'there is no precision {precision!r}: use {", ".join(PRECISIONS)}')
+            raise ConfigError(f'unknown precision {precision!r}: use {", ".join(PRECISIONS)}')
         self.kind = device.partition(':')[0]
         if precision == 'fp16' and self.kind != 'cuda':
             raise ConfigError(f'fp16 needs a CUDA GPU, and the device is {device}: use bf16 or float32')
@@ -127,14 +128,14 @@ class Amp:
 # %% ../nbs/01_device.ipynb #5d385423
 def best_precision(
     device:str='cpu',  # Where the model will compute
-)->str:  # 'bf16' or 'float32'
+)->Precision:  # 'bf16' or 'float32'
     "'bf16' where the device has units for it: asked of a GPU; on a CPU, the kinds that we measured."
     if device.startswith('cuda'): is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else: is_fast = device == 'cpu' and not _cpu_instructions().isdisjoint({'avx512_bf16', 'amx_bf16'})
     return 'bf16' if is_fast else 'float32'
 
 def _cpu_instructions()->set[str]:  # Empty before PyTorch 2.11, which cannot say
-    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    capabilities:dict[str, bool] = getattr(torch.cpu, 'get_capabilities', dict)()
     return {name for name,is_there in capabilities.items() if is_there}
 
 # %% ../nbs/01_device.ipynb #22f53716
@@ -162,9 +163,10 @@ def source_revision()->str:  # A commit such as '3f9c2ab-dirty', or 'cifar_nb 0.
 
 def _git_revision(folder:Path)->str:
     "The commit. Only changed code makes it dirty: a result file that a run writes does not."
-    command = ['git', '-C', folder, 'describe', '--always']
+    git = ['git', '-C', str(folder)]
+    command = [*git, 'describe', '--always']
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    is_changed = subprocess.run(['git', '-C', folder, 'diff', '--quiet', 'HEAD', '--', ':/*.py']).returncode
+    is_changed = subprocess.run([*git, 'diff', '--quiet', 'HEAD', '--', ':/*.py']).returncode
     return f'{commit}-dirty' if is_changed else commit
 
 def library_versions()->dict[str, str]:

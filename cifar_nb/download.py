@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -37,7 +38,7 @@ class Archive:
     mirrors:tuple[str, ...]  # Addresses to try after the official one
 
     @property
-    def dataset(self)->type:  # Has the file name, folder, official address and MD5 sums
+    def dataset(self)->Any:  # A class with the file name, folder, official address and MD5 sums
         # torchvision takes as long to import as PyTorch itself, and a prediction does not need it
         import torchvision.datasets
         return getattr(torchvision.datasets, self.torchvision_name)

@@ -168,7 +168,7 @@ def with_backend(
     elif backend == 'compiled': network = compile_network(model, card.input_size, predictor.device)
     elif backend == 'onnx':
         network = onnx_network(to_onnx(model, card), threads or torch.get_num_threads())
-    else: raise ConfigError(f'there is no backend {backend!r}: use auto, {", ".join(BACKENDS)}')
+    else: raise ConfigError(f'unknown backend {backend!r}: use auto, {", ".join(BACKENDS)}')
     return Predictor(
         model, card, predictor.name, predictor.device, network=network, backend=backend)
 
@@ -199,7 +199,8 @@ def milliseconds(
     seconds:float=.15,  # How long to measure; at least three calls
 )->float:  # Of the fastest call, because other work on the machine can only add time
     "How long a call takes."
-    times,end = [],time.perf_counter()+seconds
+    times:list[float] = []
+    end = time.perf_counter()+seconds
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         f()
@@ -225,7 +226,8 @@ def fastest(
 )->tuple[Predictor, list[list]]:  # The winner, and rows: name, ms for one image, ms for eight, note
     "The backend that takes the least time for one image and eight together, if it agrees with `eager`."
     x = normalize(random_images(64, predictor.card.input_size), predictor.card.stats)
-    best,least,rows = predictor,math.inf,[]
+    best,least = predictor,math.inf
+    rows:list[list] = []
     for name in candidates:
         try:
             way = with_backend(predictor, name, threads)
