@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BestEpoch', 'History', 'Checkpointer', 'make_ema', 'ema_watcher', 'fit']
 
-# %% ../nbs/33_fit.ipynb #72fca4a4
+# %% ../nbs/33_fit.ipynb #4f15bcb5
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,26 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .core import ConfigError, ModelError, Table, TrainingDiverged, atomic_path, progress
+from .core import ConfigError, ModelError, TrainingDiverged, atomic_path, progress
 from .device import Amp, random_state, set_random_state
 from .draw import plot_history
 from .loop import noop, train_epoch
 
-# %% ../nbs/33_fit.ipynb #c3516433
+# %% ../nbs/33_fit.ipynb #6a90107d
+@dataclass
 class BestEpoch:
     "Keeps the weights of the best epoch, and is `done` when `patience` epochs in a row were not better."
-    def __init__(self,
-        monitor:str='accuracy', # 'accuracy' (higher is better) or 'loss' (lower), of the validation report
-        patience:int|None=None, # Epochs without improvement that are accepted; None never stops
-    ):
-        if monitor not in ('accuracy', 'loss'):
-            raise ConfigError(f"cannot stop on {monitor!r}: use 'accuracy' or 'loss'")
-        if patience is not None and patience < 1:
-            raise ConfigError(f'patience is {patience}: use 1 or more, or None to train all epochs')
-        self.monitor = monitor
-        self.patience = patience
-        self.best:float|None = None  # Value of the best epoch
-        self.since = 0  # Epochs since then
-        self.weights:dict[str, Any] = {}  # Of the best epoch
+    monitor:str='accuracy'  # 'accuracy' (higher is better) or 'loss' (lower), of the validation report
+    patience:int|None=None  # Epochs without improvement that are accepted; None never stops
+    best:float|None=field(default=None, init=False)  # Value of the best epoch
+    since:int=field(default=0, init=False)  # Epochs since then
+    weights:dict=field(default_factory=dict, init=False, repr=False)  # Of the best epoch
+
+    def __post_init__(self):
+        if self.monitor not in ('accuracy', 'loss'):
+            raise ConfigError(f"cannot stop on {self.monitor!r}: use 'accuracy' or 'loss'")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f'patience is {self.patience}: use 1 or more, or None to train all epochs')
 
     @property
     def done(self)->bool: return self.patience is not None and self.since >= self.patience
@@ -62,12 +62,11 @@ class BestEpoch:
     def state_dict(self)->dict: return dict(best=self.best, since=self.since, weights=self.weights)
     def load_state_dict(self, state:dict)->None: vars(self).update(state)
 
-# %% ../nbs/33_fit.ipynb #e34a6cea
+# %% ../nbs/33_fit.ipynb #279a0451
 class History:
-    """One row per epoch.
+    """One row per epoch: `epoch`, `train_loss`, `lr` (of its first step) and `seconds`.
 
-    Columns: `epoch`, `train_loss`, `lr` (of its first step), `seconds`; when validated `valid_loss` and
-    `valid_accuracy`; and `size` when the batches have one (height and width of the images in pixels).
+    When validated also `valid_loss` and `valid_accuracy`; `size` (in pixels) when the batches have one.
     """
     def __init__(self): self.rows:list[dict[str, Any]] = []
 
@@ -78,15 +77,6 @@ class History:
     def column(self, name:str)->list: # One value per epoch
         return [row[name] for row in self.rows]
 
-    def table(self)->Table:
-        "The rows, rounded for reading."
-        formats = dict(
-            epoch='{}', size='{}', train_loss='{:.3f}', valid_loss='{:.3f}', valid_accuracy='{:.2%}',
-            seconds='{:.1f}')
-        names = [name for name in formats if self.rows and name in self.rows[0]]
-        cells = [[formats[name].format(row[name]) for name in names] for row in self.rows]
-        return Table([name.replace('_', ' ') for name in names], cells)
-
     def plot(self):
         "Loss and accuracy by epoch. Returns the matplotlib figure."
         return plot_history(self.rows)
@@ -94,7 +84,7 @@ class History:
     def state_dict(self)->dict: return dict(rows=self.rows)
     def load_state_dict(self, state:dict)->None: self.rows = state['rows']
 
-# %% ../nbs/33_fit.ipynb #75f5f4a7
+# %% ../nbs/33_fit.ipynb #2924fa04
 class Checkpointer:
     "Saves and restores objects with a `state_dict`, and the random state."
     def __init__(self,
@@ -114,9 +104,8 @@ class Checkpointer:
         "The contents of the file. Raises `ModelError` when it cannot be read."
         try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
         except Exception as e:
-            raise ModelError(
-                f'{self.path} is not a checkpoint that can be read ({type(e).__name__}): '
-                'delete it to start over') from e
+            error = type(e).__name__
+            raise ModelError(f'{self.path} cannot be read ({error}): delete it to start over') from e
         if not isinstance(saved, dict) or not {'config', 'random'} <= saved.keys():
             raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
         return saved
@@ -131,8 +120,7 @@ class Checkpointer:
             set_random_state(saved['random'])
         except (KeyError, ValueError, RuntimeError, TypeError) as e:
             reason = ' '.join(str(e).split())[:120]
-            raise ModelError(
-                f'{self.path} does not fit this run ({reason}): delete it to start over') from e
+            raise ModelError(f'{self.path} does not fit this run ({reason}): delete it to start over') from e
         return True
 
     def _check_config(self, saved:dict)->None:
@@ -140,9 +128,9 @@ class Checkpointer:
         changes = [
             f'{k} was {saved.get(k)!r}, is now {self.config.get(k)!r}'
             for k in {**saved, **self.config} if saved.get(k) != self.config.get(k)]
-        if changes:
-            raise ConfigError(
-                f'{self.path} belongs to another run ({"; ".join(changes)}): delete it to start over')
+        if not changes: return
+        listed = '; '.join(changes)
+        raise ConfigError(f'{self.path} belongs to another run ({listed}): delete it to start over')
 
     def clear(self)->None: self.path.unlink(missing_ok=True)
 

@@ -10,20 +10,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cifar_nb.data import synthetic
+from cifar_nb.images import synthetic
 
 COMMAND = Path(sys.executable).with_name("cifar-nb")
+FIXED = ["--epochs", "3", "--precision", "float32", "--seed", "3"]
 
 
-def start(out, recipe="simple", data="synthetic", batch_size=100):
-    args = ["train", "--recipe", recipe, "--data", str(data), "--epochs", "3", "--batch-size", str(batch_size), "--precision", "float32", "--seed", "3", "--out", str(out)]
-    return subprocess.Popen([COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "GIT_DIR": os.devnull})  # a commit meanwhile would change the card
+def train_command(out, *, recipe="simple", data="synthetic", batch_size=100):
+    what = ["--recipe", recipe, "--data", str(data), "--batch-size", str(batch_size)]
+    return [COMMAND, "train", *what, *FIXED, "--out", str(out)]
+
+
+def start(out, **what):
+    "A training in a process of its own. A commit meanwhile would change the card, so it sees no repository."
+    environment = {**os.environ, "GIT_DIR": os.devnull}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(train_command(out, **what), env=environment, **pipes)
 
 
 @pytest.fixture
 def dots(tmp_path_factory):
-    "A folder with few pictures, since the fast network is a large one."
-    root, shapes = tmp_path_factory.mktemp("dots"), synthetic("test")
+    "A folder with few images, since the fast network is a large one."
+    root = tmp_path_factory.mktemp("dots")
+    shapes = synthetic("test")
     for i in range(300):
         path = root / shapes.classes[shapes.labels[i]] / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
@@ -31,41 +40,54 @@ def dots(tmp_path_factory):
     return root
 
 
+def train_undisturbed(out, **what):
+    "Seconds of an epoch."
+    process = start(out, **what)
+    process.stdout.readline()
+    since = time.monotonic()
+    process.stdout.readline()
+    seconds = time.monotonic() - since
+    assert process.wait(300) == 0, process.stderr.read()
+    return seconds
+
+
+def train_and_kill(out, seconds, **what):
+    "Kill a training at a random moment after its first new epoch. False when it was finished before."
+    process = start(out, **what)
+    process.stdout.readline()
+    time.sleep(random.uniform(0, .8) * seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL and not out.exists()
+
+
 @pytest.mark.parametrize("recipe", ["simple", "speed94"])
 def test_killed_and_resumed_is_the_same_run(tmp_path, recipe, dots):
     what = dict(recipe=recipe) if recipe == "simple" else dict(recipe=recipe, data=dots, batch_size=20)
-    calm = start(tmp_path / "calm.safetensors", **what)
-    calm.stdout.readline()
-    since = time.monotonic()
-    calm.stdout.readline()
-    epoch = time.monotonic() - since
-    assert calm.wait(300) == 0, calm.stderr.read()
-    kills, resumed, out = 0, False, tmp_path / "killed.safetensors"
-    for _ in range(12):
-        process = start(out, **what)
-        if kills < 2:
-            process.stdout.readline()  # an epoch is done, the next one runs
-            time.sleep(random.uniform(0, .8) * epoch)
-            os.kill(process.pid, signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-            if out.exists():  # it was done before: once more from the start, and sooner
-                out.unlink()
-                kills, epoch = 0, epoch / 2
-        else:
-            output, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-            resumed = "Resuming" in errors
-            break
-    assert kills and resumed
-    assert out.read_bytes() == (tmp_path / "calm.safetensors").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith((".part", ".lock"))) == ["calm.safetensors", "killed.safetensors"]
+    calm, out = tmp_path / "calm.safetensors", tmp_path / "killed.safetensors"
+    epoch = train_undisturbed(calm, **what)
+    kills = 0
+    for _ in range(11):
+        if kills == 2: break
+        if train_and_kill(out, epoch, **what):
+            kills += 1
+        else:  # it was finished before: once more from the start, and sooner
+            out.unlink(missing_ok=True)
+            kills, epoch = 0, epoch / 2
+    process = start(out, **what)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert kills == 2 and "Resuming" in errors
+    assert out.read_bytes() == calm.read_bytes()
+    left = {p.name for p in tmp_path.iterdir() if not p.name.endswith((".part", ".lock"))}
+    assert left == {calm.name, out.name}
 
 
 def test_another_run_is_not_continued(tmp_path):
-    process = start(tmp_path / "m.safetensors")
+    out = tmp_path / "m.safetensors"
+    process = start(out)
     process.stdout.readline()
     process.kill()
     process.wait()
-    done = subprocess.run([COMMAND, "train", "--data", "synthetic", "--epochs", "3", "--batch-size", "100", "--lr", "0.1", "--precision", "float32", "--seed", "3", "--out", str(tmp_path / "m.safetensors")],
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and "lr was 0.001, is now 0.1" in done.stderr
+    done = subprocess.run([*train_command(out), "--lr", "0.1"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "lr was 0.001, is now 0.1" in done.stderr
