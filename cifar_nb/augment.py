@@ -84,7 +84,8 @@ def random_erasing(
     h,w = x.shape[2:]
     area = h*w*uniform_like(*ERASE_AREA, x)
     # The logarithm makes 1:2 as likely as 2:1
-    aspect = uniform_like(*(math.log(a) for a in ERASE_ASPECT), x).exp()
+    narrowest,widest = map(math.log, ERASE_ASPECT)
+    aspect = uniform_like(narrowest, widest, x).exp()
     hit = torch.rand(len(x), device=x.device) < .5
     height = (area*aspect).sqrt().round().clamp(max=h)
     width = (area/aspect).sqrt().round().clamp(max=w)

@@ -53,7 +53,8 @@ def dataloaders(
     "The usual PyTorch loaders, one image at a time. Raises `ConfigError` for an unknown policy."
     from torchvision.transforms import v2  # as slow to import as PyTorch itself
     plain = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*stats)]
-    augmented = [*find_policy(policy).transforms(train.pixels.shape[-2:]), *plain]
+    height,width = train.pixels.shape[-2:]
+    augmented = [*find_policy(policy).transforms((height, width)), *plain]
     collate = partial(mixed_rows, mix) if mix else None
     return (
         DataLoader(TransformedImages(train, v2.Compose(augmented)), batch_size, shuffle=True,

@@ -45,7 +45,7 @@ def affine(
     shift = torch.stack([2*right/w, 2*down/h], 1)
     offset = -back @ shift[:,:,None]
     back[:,:,0] *= torch.where(flip, -1, 1)[:,None]
-    grid = F.affine_grid(torch.cat([back, offset], 2), x.shape, align_corners=False)
+    grid = F.affine_grid(torch.cat([back, offset], 2), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
 # %% ../nbs/13_policies.ipynb #13011aa
