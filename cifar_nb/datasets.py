@@ -44,7 +44,7 @@ def load_cifar(
 def content_key(
     data:bytes, # A whole file, or the pixels of an image
 )->int: # 0 to 2**63 - 1
-    "The first 63 bits of the SHA-256: the same for the same bytes, whatever the file's name or folder."
+    "The first 63 bits of the SHA-256: the same for the same bytes, under any name and in any folder."
     return int.from_bytes(hashlib.sha256(data).digest()[:8], 'big') >> 1
 
 def image_keys(

@@ -24,7 +24,7 @@ class Images:
     pixels:Tensor             # uint8 (N,3,H,W), 0 to 255
     labels:Tensor             # int64 (N,), indices into `classes`
     classes:tuple[str, ...]   # Class names in index order
-    file_keys:Tensor|None=None  # int64 (N,), a hash of each image's file; None where there are no files
+    file_keys:Tensor|None=None  # int64 (N,), a hash of each image's file; None without files
 
     def __len__(self): return len(self.labels)
 

@@ -52,8 +52,8 @@ def affine(
 def adjust_color(
     x:Tensor, # float (B,3,H,W)
     brightness:Tensor, # (B,), 1 changes nothing
-    contrast:Tensor, # (B,), likewise
-    saturation:Tensor, # (B,), likewise
+    contrast:Tensor, # (B,), 1 changes nothing
+    saturation:Tensor, # (B,), 1 changes nothing
 )->Tensor: # Same shape, not clipped
     "Change brightness, contrast and saturation of each image by a factor."
     grey = x.new_tensor([.2989, .587, .114])  # how bright red, green and blue appear
