@@ -234,7 +234,8 @@ def serve(
     "Serve the API, the web page and the documentation. A key is taken from CIFAR_NB_API_KEY only, since others can read a command line."
     flags = dict(locals())
     from cifar_nb.export import check_backend
-    from cifar_nb.serve import address_of, open_port, run
+    from cifar_nb.serve import address_of, open_port
+    from cifar_nb.workers import run
     settings = ServiceSettings.read(**flags)
     device = best_device(settings.device)
     check_backend(settings.backend, device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'take_batch', 'run_batch', 'ModelSlot', 'Engine']
 
-# %% ../nbs/93_engine.ipynb #011a61cb
+# %% ../nbs/93_engine.ipynb #a795f96b
 import asyncio
 import gc
 import queue
@@ -17,7 +17,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
@@ -25,15 +24,18 @@ from torch import Tensor
 
 from .core import CifarNbError, ImageError, Settings, log
 from .device import best_device
-from .explain import hires_cam
+from .explain import draw_overlay, hires_cam
 from .export import fastest, random_images, same_answers, with_backend
 from .images import normalize
 from .observe import Metrics
-from .photos import decode_image, fit_image, image_pixels
+from .photos import decode_image, image_pixels
 from .predict import Predictor
 from .requests import Answer, Explanation, as_data_url, busy
 
-# %% ../nbs/93_engine.ipynb #aa617873
+# %% ../nbs/93_engine.ipynb #ee7b4ace
+def _waited_too_long(max_wait): # A 503 to be raised
+    return busy(f'the image has waited for more than {max_wait:g} seconds; try again shortly')
+
 @dataclass(eq=False)
 class Job:
     "An image in the queue, and what its sender wants to know."
@@ -49,16 +51,10 @@ class Job:
         max_wait:float, # Seconds
     ):
         "Its turn has come. Raises a 503 when it has waited for too long."
-        if time.monotonic()-self.since > max_wait: raise waited_too_long(max_wait)
+        if time.monotonic()-self.since > max_wait: raise _waited_too_long(max_wait)
         self.begun = True
 
-# %% ../nbs/93_engine.ipynb #e4adada6
-def waited_too_long(
-    max_wait:float, # Seconds
-): # A 503 to be raised
-    "The answer for an image that has waited for too long."
-    return busy(f'the image has waited for more than {max_wait:g} seconds; try again shortly')
-
+# %% ../nbs/93_engine.ipynb #02aa6967
 @dataclass
 class _Ready:
     "A decoded job."
@@ -75,22 +71,17 @@ def _decode(
     image = decode_image(job.data, max_pixels)
     return _Ready(job, image_pixels(image, size), image)
 
-# %% ../nbs/93_engine.ipynb #44e3795f
+# %% ../nbs/93_engine.ipynb #1e4a507f
 def _overlay(
     ready:_Ready,
     class_index:int, # Whose regions are shown
     predictor:Predictor,
-    least:int=256, # Height and width; more for models with larger images
-)->Tensor: # uint8 (3,H,W)
-    "The square that the model saw, with the regions in red that supported a class. Raises `ImageError`."
+)->Tensor: # uint8 (3,H,W), at least 256 pixels high and wide
+    "The regions in red that supported a class. Raises `ImageError` for a model without feature maps."
     x = normalize(ready.seen[None], predictor.card.stats).to(predictor.device)
     try: cam = hires_cam(predictor.model, x, torch.tensor([class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
-    side = max(least, predictor.card.input_size)
-    heat = Image.fromarray((255*cam).byte().numpy()).resize((side, side), Image.Resampling.BICUBIC)
-    weight = torch.from_numpy(np.array(heat)).float()/255*.6
-    red = torch.tensor([255., 50., 0.])[:,None,None]
-    return (fit_image(ready.image, side)*(1-weight)+red*weight).clamp(0, 255).byte()
+    return draw_overlay(ready.image, cam, max(256, predictor.card.input_size))
 
 def _as_answer(
     ready:_Ready,
@@ -276,7 +267,7 @@ def _deliver(
         if isinstance(outcome, Exception): job.done.set_exception(outcome)
         else: job.done.set_result(outcome)
 
-# %% ../nbs/93_engine.ipynb #8ef83244
+# %% ../nbs/93_engine.ipynb #17215323
 class Engine:
     "The queue of images, and the one thread that runs them through the model of its slot."
     def __init__(self,
@@ -338,7 +329,7 @@ class Engine:
             await asyncio.wait([job.done], timeout=self.max_wait)
             if job.begun or job.done.done(): return await job.done
             job.done.cancel()  # the thread is still busy with others
-            raise waited_too_long(self.max_wait)
+            raise _waited_too_long(self.max_wait)
         finally: self.waiting -= 1
 
     def _run(self):

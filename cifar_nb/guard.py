@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ServiceSettings', 'BodySize', 'HeldBytes', 'HeldPart', 'StallClock', 'drain', 'GuardBodies', 'check_key',
-           'origin_pattern']
+           'origin_pattern', 'AddPrefix']
 
 # %% ../nbs/94_guard.ipynb #558a81ce
 import asyncio
@@ -232,3 +232,20 @@ def origin_pattern(
     "Which web origins may call."
     patterns = [re.escape(origin).replace(r':\*', r'(:\d{1,5})?') for origin in origins]
     return '|'.join(patterns) or r'(?!)'
+
+# %% ../nbs/94_guard.ipynb #d6e1dde4
+class AddPrefix:
+    "ASGI middleware: put back the path prefix that a reverse proxy has cut off."
+    def __init__(self,
+        app, # The ASGI application below
+        prefix:str, # Such as /images; empty for none
+    ):
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope, receive, send):
+        if scope['type'] == 'http' and not scope.get('root_path'):
+            scope['root_path'] = self.prefix
+            scope['path'] = self.prefix + scope['path']
+            scope['raw_path'] = self.prefix.encode() + scope['raw_path']
+        await self.app(scope, receive, send)

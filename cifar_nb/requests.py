@@ -7,7 +7,7 @@ __all__ = ['STATUSES', 'Problem', 'Answer', 'Explanation', 'Failure', 'Named', '
            'ServedModel', 'ImageBody', 'status_of', 'busy', 'from_base64', 'as_data_url', 'read_json', 'read_request',
            'read_files']
 
-# %% ../nbs/91_requests.ipynb #e243b78d
+# %% ../nbs/91_requests.ipynb #d514d54b
 import asyncio
 import base64
 import binascii
@@ -19,9 +19,11 @@ from contextlib import contextmanager
 import torch
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from .core import ImageError
 from .modelfile import ModelCard
@@ -105,6 +107,27 @@ def busy(
 )->HTTPException: # To be raised
     "A 503 that says when to come back."
     return HTTPException(503, detail, {'Retry-After': str(after)})
+
+# %% ../nbs/91_requests.ipynb #a0f6fb17
+async def _answer_image_error(request, error):
+    return JSONResponse({'detail': str(error)}, status_of(error))
+
+def _sentence(problem:dict)->str: # Such as "top_k: Input should be greater than or equal to 1"
+    field = [name for name in problem['loc'][-1:] if isinstance(name, str)]
+    return ': '.join([*field, problem['msg']])
+
+async def _answer_bad_request(request, error):
+    "A validation error in words, without repeating what was sent."
+    return JSONResponse({'detail': '; '.join(map(_sentence, error.errors()))}, 422)
+
+async def _answer_disconnect(request, error):
+    return JSONResponse({'detail': 'the client has hung up'}, 400)  # for the log: nobody reads it
+
+ERROR_HANDLERS = {
+    ImageError: _answer_image_error,
+    RequestValidationError: _answer_bad_request,
+    ClientDisconnect: _answer_disconnect,
+}
 
 # %% ../nbs/91_requests.ipynb #e243244e
 def from_base64(
@@ -198,3 +221,45 @@ async def read_files(
         found = [await upload.read() for upload in uploads]
     if not found: raise ImageError('there is no file in the form; send the images in fields "files"')
     return found
+
+# %% ../nbs/91_requests.ipynb #61c96e8a
+_PROBLEMS = {
+    400: 'Empty image, or a form that cannot be read',
+    401: 'A key is needed, and this is not it',
+    403: 'The service has no key',
+    408: 'The body did not come in time',
+    409: 'The new model cannot be used; the old one stays',
+    413: 'Body over the byte limit, or image over the pixel limit',
+    415: 'Not a JPEG, PNG, GIF, WebP or BMP',
+    422: 'No image, bad base64, damaged image, or a bad parameter',
+    503: 'No model, or too many waiting requests; see Retry-After',
+}
+
+def documented(*statuses:int)->dict: # For `responses` of a route
+    "What the documentation says about each status."
+    return {status: {'model': Problem, 'description': _PROBLEMS[status]} for status in statuses}
+
+REFUSALS = documented(400, 401, 408, 413, 415, 422, 503)
+
+# %% ../nbs/91_requests.ipynb #33447872
+# One white pixel as PNG: the example in the documentation
+_PIXEL = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4'
+          'AAAAAElFTkSuQmCC')
+FILE = {'type': 'string', 'format': 'binary', 'description': 'A JPEG, PNG, GIF, WebP or BMP file'}
+
+def form_body(
+    name:str, # Of the field
+    schema:dict=FILE, # What is in it
+    **fields:dict, # Schemas of further fields
+)->dict: # For OpenAPI
+    "A multipart form in the documentation."
+    form = {'type': 'object', 'required': [name], 'properties': {name: schema, **fields}}
+    return {'multipart/form-data': {'schema': form}}
+
+def request_body(content:dict)->dict: # For `openapi_extra` of a route
+    return {'requestBody': {'required': True, 'content': content}}
+
+JSON_BODY = {'application/json': {'schema': ImageBody.model_json_schema(),
+                                  'example': {'image_base64': _PIXEL}}}
+_TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
+FORM_OR_JSON = request_body(form_body('file', top_k=_TOP_K) | JSON_BODY)
