@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from .core import Table
 from .device import Amp
 
-# %% ../nbs/40_evaluate.ipynb #625cd64b
+# %% ../nbs/40_evaluate.ipynb #81c0ed90
 def wilson_interval(
     p:float, # Fraction of right predictions
     n:int, # Number of images
@@ -64,8 +64,9 @@ class Report:
     def table(self)->Table:
         "The summary. Top-3 accuracy only where it says something: with four classes or more."
         low,high = wilson_interval(self.accuracy, len(self))
-        rows = [['images', len(self)], ['loss', f'{self.loss:.3f}'],
-                ['accuracy', f'{self.accuracy:.2%}'], ['its 95% interval', f'{low:.2%} to {high:.2%}']]
+        rows:list[list] = [['images', len(self)], ['loss', f'{self.loss:.3f}'],
+                           ['accuracy', f'{self.accuracy:.2%}'],
+                           ['its 95% interval', f'{low:.2%} to {high:.2%}']]
         if len(self.classes) > 3: rows.append(['top-3 accuracy', f'{self.top_k(3):.2%}'])
         return Table(['measure', 'value'], rows)
 
@@ -90,7 +91,7 @@ def evaluate(
     if not labels: raise ValueError('there are no images to evaluate')
     return Report(torch.cat(logits), torch.cat(labels), tuple(classes))
 
-# %% ../nbs/40_evaluate.ipynb #4e319e89
+# %% ../nbs/40_evaluate.ipynb #252daf96
 def prediction_bias(
     report:Report, # From `evaluate`
 )->Tensor: # (K,): 1 is unbiased, nan for a class without images
@@ -112,10 +113,10 @@ def class_table(
     "Recall, precision, and times predicted over times occurring. Empty where there is nothing to divide by."
     matrix = confusion(report)
     right = matrix.diag()
-    columns = right/matrix.sum(1), right/matrix.sum(0), prediction_bias(report)
+    columns = torch.stack([right/matrix.sum(1), right/matrix.sum(0), prediction_bias(report)], 1)
     formats = '{:.1%}', '{:.1%}', '{:.2f}'
     rows = []
-    for name,*values in zip(report.classes, *(column.tolist() for column in columns)):
+    for name,values in zip(report.classes, columns.tolist()):
         rows.append([name] + [f.format(v) if v == v else '' for f,v in zip(formats, values)])  # nan != nan
     return Table(['class', 'recall', 'precision', 'predicted / occurring'], rows)
 

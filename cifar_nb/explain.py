@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .photos import fit_image
 
-# %% ../nbs/42_explain.ipynb #532603c2
+# %% ../nbs/42_explain.ipynb #ee00f496
 def _trunk_layers(
     model:nn.Module,
 )->Iterator[nn.Module]:
@@ -32,7 +32,7 @@ def _last_feature_maps(
     least:int=6, # Positions along each side that the maps must have
 )->tuple[Tensor, Tensor]: # Maps (B,D,h,w) and logits (B,K), joined by the graph of gradients
     "The output of the last part of the trunk with maps of at least that size. Raises `ValueError` for none."
-    kept = []
+    kept:list[Tensor] = []
 
     def keep(layer, args, out):
         # Without gradients it is what another thread computes meanwhile with the same network

@@ -28,7 +28,7 @@ from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
 from .images import Stats
 from .models import create_model
 
-# %% ../nbs/60_modelfile.ipynb #f0d7736f
+# %% ../nbs/60_modelfile.ipynb #7600bb6a
 _StdDev = Annotated[float, Field(ge=1e-3, le=1)]
 
 class ModelCard(BaseModel):
@@ -40,24 +40,21 @@ class ModelCard(BaseModel):
     arguments:dict[str, Any] = Field(description='Arguments of the architecture')
     dataset:str = Field(description='What it was trained on')
     classes:Annotated[tuple[str, ...], Field(min_length=2)] = Field(description='Class names in index order')
-    mean:Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=3)] = Field(
-        description='Mean of each channel, which is subtracted from an image (scale from 0 to 1)')
-    std:Annotated[tuple[_StdDev, ...], Field(min_length=3, max_length=3)] = Field(
-        description='Standard deviation of each channel, by which an image is then divided')
+    mean:tuple[Fraction, Fraction, Fraction] = Field(description='Subtracted from each channel, 0 to 1')
+    std:tuple[_StdDev, _StdDev, _StdDev] = Field(description='Each channel is divided by it, 0 to 1')
     input_size:int = Field(ge=1, le=1024, description='Height and width of its images, in pixels')
     recipe:dict[str, Any] = Field(description='Every choice that was made for the training run')
     epochs:int = Field(ge=1, description='Passes over the training images')
     seed:int = Field(description='Seed of the random numbers')
     trained_on:dict[str, Any]|None = Field(None, description=(
-        'How the images that it learned from were chosen, and how many they are; null if not recorded. '
-        'The file holds a key of each, next to the weights'))
+        'How its training images were chosen, and how many they are; null if not recorded'))
     validation_accuracy:Fraction|None = Field(description=(
         'Top-1 accuracy on the validation images; a little too high where they chose the epoch; '
         'null if there were none'))
     test_accuracy:Fraction|None = Field(description='Top-1 accuracy on the test images, with a single view')
     test_accuracy_tta:Fraction|None = Field(description=(
-        'The same with test-time augmentation: images whose two best scores are close are scored in six '
-        'views, flipped and shifted, and the scores are averaged; null if not measured'))
+        'The same with test-time augmentation: scores of six views, flipped and shifted, are averaged '
+        'where the two best are close; null if not measured'))
     temperature:float = Field(ge=.01, le=100, description=(
         'Logits are divided by it before softmax; found on the validation images; 1 changes nothing'))
     confidence_threshold:Fraction|None = Field(description=(
@@ -202,12 +199,12 @@ def _build(
     _check_fit(model, card)
     return model
 
-# %% ../nbs/60_modelfile.ipynb #e1ac27d1
+# %% ../nbs/60_modelfile.ipynb #35d684ee
 @contextmanager
 def _naming(
     path:Path|str, # The file that is read inside
 )->Iterator[None]:
-    "Whatever goes wrong inside becomes a `ModelError` that names the file."
+    "Errors inside become a `ModelError` that names the file."
     def problem(reason): return ModelError(f'{path} cannot be used as a model: {reason}')
     try: yield
     except ValidationError as e:
@@ -241,7 +238,7 @@ def read_card(
         file.seek(8)
         return _card_in(file.read(size))
 
-# %% ../nbs/60_modelfile.ipynb #3837bc09
+# %% ../nbs/60_modelfile.ipynb #c2da126c
 def import_state_dict(
     path:Path|str, # A .pth or .pt file that holds a plain state dict
     card:ModelCard, # Says which architecture it belongs to
@@ -255,9 +252,8 @@ def import_state_dict(
         model.load_state_dict(weights)
         _check_fit(model.eval().requires_grad_(False), card)
     except UnpicklingError as e:
-        raise ModelError(
-            f'{path} cannot be imported: it is damaged, or holds more than a plain dictionary of tensors, '
-            'which could run code') from e
+        raise ModelError(f'{path} cannot be imported: it is damaged, '
+                         'or holds more than tensors, which could run code') from e
     except Exception as e:
         raise ModelError(f'{path} cannot be imported: {" ".join(str(e).split())[:300]}') from e
     return model

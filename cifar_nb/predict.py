@@ -61,7 +61,7 @@ def as_prediction(
         in_distribution=None if threshold is None else top[0].confidence >= threshold,
         inference_ms=round(took, 3))
 
-# %% ../nbs/61_predict.ipynb #4856e08a
+# %% ../nbs/61_predict.ipynb #0ea518ad
 class Predictor:
     "A model that takes images and gives predictions."
     def __init__(self,
@@ -73,7 +73,7 @@ class Predictor:
         network:Callable[[Tensor], Tensor]|None=None, # Normalised (B,3,S,S) to logits (B,K); None is `model`
         backend:str='eager', # What `network` is, in a word
     ):
-        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()
         self.card,self.name,self.device = card,name,device
         self.network = self.model if network is None else network
         self.backend = backend
