@@ -67,8 +67,6 @@ class Settings(BaseSettings):
     model:str = Field('cifar10',
         description='The model to use: a name or the path of a .safetensors file')
     device:str = Field('auto', description='auto, cpu, cuda, cuda:1 or mps')
-    max_pixels:int = Field(50_000_000, ge=1, le=178_956_970,
-        description='Largest image, in pixels, checked before decoding')
     threads:int|None = Field(None, ge=1, le=1024,
         description="CPU threads for PyTorch; unset leaves PyTorch's choice")
 
