@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'take_batch', 'run_batch', 'ModelSlot', 'Engine']
 
-# %% ../nbs/93_engine.ipynb #a795f96b
+# %% ../nbs/93_engine.ipynb #90dc6878
 import asyncio
 import gc
 import queue
@@ -169,7 +169,7 @@ def _move(
     if device == 'auto' or best_device(device) == predictor.device: return predictor
     return Predictor(deepcopy(predictor.model), predictor.card, predictor.name, best_device(device))
 
-# %% ../nbs/93_engine.ipynb #449ccc3d
+# %% ../nbs/93_engine.ipynb #f0e17a41
 class ModelSlot:
     "The model in use: read as the settings say, replaced while it serves, made fast. One change at a time."
     def __init__(self,
@@ -185,6 +185,7 @@ class ModelSlot:
         self.generation = 0  # models that it has held so far
         self.failed_loads = 0
         self.racing = False
+        self.closing = False  # a race ends after the back end that is being measured
         self.filled = threading.Event()
         self.changing = threading.Lock()
 
@@ -225,16 +226,22 @@ class ModelSlot:
         "Look for the fastest back end, unless the settings name one, and use it."
         threads = self.settings.threads
         _set_threads(threads)
+        if self.predictor is None: return
         with self.changing:
             if self.backend == 'auto':
                 # a process that measures beside another one measures the other one, too
                 with FileLock(self.race_lock) if self.race_lock else nullcontext():
-                    self.predictor,rows = fastest(self.predictor, threads=threads)
+                    self.predictor,rows = fastest(self.predictor, self._candidates(), threads=threads)
                 for name,one,eight,note in rows:
                     log.info('back end %s: %s', name, note or f'{one} ms for one image, {eight} ms for eight')
             _freeze_garbage()
             self.racing = False
         log.info('computing with %s', self.predictor.backend)
+
+    def _candidates(self):
+        # `compiled` would need half a minute to start
+        for backend in ('eager', 'bfloat16', 'onnx'):
+            if not self.closing: yield backend
 
     def _with_backend(self,
         new:Predictor, # Computes eagerly
@@ -267,7 +274,7 @@ def _deliver(
         if isinstance(outcome, Exception): job.done.set_exception(outcome)
         else: job.done.set_result(outcome)
 
-# %% ../nbs/93_engine.ipynb #17215323
+# %% ../nbs/93_engine.ipynb #d24a3e7c
 class Engine:
     "The queue of images, and the one thread that runs them through the model of its slot."
     def __init__(self,
@@ -289,7 +296,6 @@ class Engine:
         self.stopping = False  # whether new images are refused
         self.jobs = queue.SimpleQueue()
         self.tried = threading.Event()  # set after the first try to load a model
-        self.closing = False
 
     def open(self):
         "Start the thread. Called in the event loop that answers go to."
@@ -298,8 +304,8 @@ class Engine:
         self.thread.start()
 
     def close(self):
-        "Finish what is in the queue, then end the thread."
-        self.closing = True
+        "Finish what is in the queue and the race of the back ends, then end the threads."
+        self.slot.closing = True
         self.jobs.put(None)
         self.slot.filled.set()  # wakes the thread if it waits for a model
         self.thread.join()
@@ -336,19 +342,20 @@ class Engine:
         "Wait for a model, then answer until `None` comes."
         _set_threads(self.slot.settings.threads)
         self._wait_for_model()
-        if self.slot.predictor is not None:
-            threading.Thread(target=self.slot.race, name='race', daemon=True).start()
+        race = threading.Thread(target=self.slot.race, name='race', daemon=True)
+        race.start()
         while (job := self.jobs.get()) is not None:
             jobs = take_batch(self.jobs, job, self.max_batch)
             batch = run_batch(jobs, self.slot.predictor, max_pixels=self.max_pixels, max_wait=self.max_wait)
             self._count(batch)
             self.loop.call_soon_threadsafe(_deliver, batch)
+        race.join()
 
     def _wait_for_model(self):
         "Load the model if there is none, again and again."
         if self.slot.predictor is None: self.slot.try_load()
         self.tried.set()
-        while self.slot.predictor is None and not self.closing:
+        while self.slot.predictor is None and not self.slot.closing:
             if not self.slot.filled.wait(5): self.slot.try_load()
 
     def _count(self, batch):
