@@ -1,7 +1,12 @@
-"""The service beside three others, under a real load generator: python benchmarks/serve.py compare | start | soak
+"""The service next to three others, under a real load generator.
 
-Needs wrk (Debian's package of that name) and, for `compare`, `pip install litserve bentoml` beside the package.
-Every side serves the bundled model; `compare` starts them in turn, several times round, and reports medians."""
+    python benchmarks/serve.py compare | start | soak
+
+Needs wrk (Debian's package of that name) and, for `compare`, `pip install litserve bentoml` as well. Every
+side serves the bundled model; `compare` starts them in turn, several times, and reports medians. The others'
+servers are in `benchmarks/servers`: they compute with PyTorch. Ours chooses its back end at the start, so
+each row says which it was.
+"""
 import argparse
 import io
 import json
@@ -14,107 +19,64 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+import httpx
 import numpy as np
-from machine import write
+import psutil
+from machine import RESULTS, conditions, write
 from PIL import Image, ImageFilter
 
 BIN = Path(sys.executable).parent
+SERVERS = Path(__file__).resolve().parent / "servers"
 CLIENTS = (1, 8, 64, 256)
 
-FASTAPI = '''
-import io, torch
-from fastapi import FastAPI, UploadFile
-from PIL import Image
-from torchvision.transforms import v2
-from cifar_nb.predict import load_model
-model, card = load_model("cifar10")
-model = model.to(torch.DTYPE)
-look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(card.mean, card.std)])
-app = FastAPI()
 
-@app.post("/predict")
-def predict(file: UploadFile):
-    image = Image.open(io.BytesIO(file.file.read())).convert("RGB")
-    with torch.inference_mode(): p = (model(look(image)[None].to(torch.DTYPE)).float() / card.temperature).softmax(1)[0]
-    k = int(p.argmax())
-    return {"class_name": card.classes[k], "confidence": float(p[k])}
-'''
-
-LITSERVE = '''
-import io, torch, litserve as ls
-from PIL import Image
-from torchvision.transforms import v2
-from cifar_nb.predict import load_model
-
-class Api(ls.LitAPI):
-    def setup(self, device):
-        torch.set_num_threads(1)
-        self.model, self.card = load_model("cifar10")
-        self.model = self.model.to(torch.DTYPE)
-        self.look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.card.mean, self.card.std)])
-    def decode_request(self, request): return self.look(Image.open(io.BytesIO(request["file"].file.read())).convert("RGB"))
-    def batch(self, inputs): return torch.stack(list(inputs))
-    def predict(self, x):
-        with torch.inference_mode(): return (self.model(x.to(torch.DTYPE)).float() / self.card.temperature).softmax(1)
-    def unbatch(self, output): return list(output)
-    def encode_response(self, p): return {"class_name": self.card.classes[int(p.argmax())], "confidence": float(p.max())}
-
-if __name__ == "__main__":
-    ls.LitServer(Api(max_batch_size=16, batch_timeout=.01), accelerator="cpu", workers_per_device=2).run(port=PORT, generate_client_file=False)
-'''
-
-BENTOML = '''
-import io, bentoml, torch
-from PIL import Image as Picture
-from torchvision.transforms import v2
-from cifar_nb.predict import load_model
-
-@bentoml.service(workers=2, traffic={"timeout": 60})
-class Service:
-    def __init__(self):
-        torch.set_num_threads(1)
-        self.model, self.card = load_model("cifar10")
-        self.model = self.model.to(torch.DTYPE)
-        self.look = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.card.mean, self.card.std)])
-
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10000)
-    def predict(self, file: list[Picture.Image]) -> list[dict]:
-        with torch.inference_mode(): p = (self.model(torch.stack([self.look(f.convert("RGB")) for f in file]).to(torch.DTYPE)).float() / self.card.temperature).softmax(1)
-        return [{"class_name": self.card.classes[int(k)], "confidence": float(s)} for s, k in zip(*p.max(1))]
-'''
-
-
-def photograph(size=(400, 300), least=30_000):
+def photo(size=(400, 300), least=30_000):
     "A JPEG of about 30 kB: smooth colours with some grain."
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    grain = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(1))
-    image = Image.blend(image, grain, .35)
+    coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8))
+    grain = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+    smooth = coarse.resize(size, Image.Resampling.BICUBIC)
+    image = Image.blend(smooth, grain.filter(ImageFilter.GaussianBlur(1)), .35)
     for quality in range(50, 100):
         image.save(file := io.BytesIO(), "JPEG", quality=quality)
         if len(file.getvalue()) >= least: break
     return file.getvalue()
 
 
-def sides(folder, port):
-    "How each side is started: name and command. The others compute as documented, and again in the 16 bits that ours may choose."
+@dataclass
+class Side:
+    "How a server is started: words of a command, in which PORT stands for the port."
+    command: list
+    environment: dict
+
+
+def sides():
+    """Every side by name.
+
+    The others compute as documented, and again in the 16 bits that ours may choose."""
+    python = str(BIN / "python")
+    uvicorn = ["-m", "uvicorn", "plain:app", "--port", "PORT", "--log-level", "warning"]
+    ours = [str(BIN / "cifar-nb"), "serve", "--port", "PORT"]
     found = {
-        "cifar_nb, 1 worker": [BIN / "cifar-nb", "serve", "--port", port],
-        "cifar_nb, 2 workers": [BIN / "cifar-nb", "serve", "--port", port, "--workers", 2],
+        "cifar_nb, 1 worker": Side(ours, {}),
+        "cifar_nb, 2 workers": Side([*ours, "--workers", "2"], {}),
     }
     for dtype, added in (("float32", ""), ("bfloat16", ", bfloat16")):
-        for name, text in (("plain", FASTAPI), ("lit", LITSERVE.replace("PORT", str(port))), ("bento", BENTOML)): Path(folder, f"{name}_{dtype}.py").write_text(text.replace("DTYPE", dtype))
+        both = {"DTYPE": dtype}
         found |= {
-            f"FastAPI, as documented{added}": [BIN / "python", "-m", "uvicorn", f"plain_{dtype}:app", "--port", port, "--log-level", "warning"],
-            f"FastAPI, 2 workers of 1 thread{added}": ["env", "OMP_NUM_THREADS=1", BIN / "python", "-m", "uvicorn", f"plain_{dtype}:app", "--port", port, "--log-level", "warning", "--workers", 2],
-            f"LitServe, batches, 2 workers{added}": [BIN / "python", f"lit_{dtype}.py"],
-            f"BentoML, adaptive batches, 2 workers{added}": [BIN / "python", "-m", "bentoml", "serve", f"bento_{dtype}:Service", "--port", port],
+            f"FastAPI, as documented{added}": Side([python, *uvicorn], both),
+            f"FastAPI, 2 workers of 1 thread{added}":
+                Side([python, *uvicorn, "--workers", "2"], both | {"OMP_NUM_THREADS": "1"}),
+            f"LitServe, batches, 2 workers{added}": Side([python, "lit.py", "PORT"], both),
+            f"BentoML, adaptive batches, 2 workers{added}":
+                Side([python, "-m", "bentoml", "serve", "bento:Service", "--port", "PORT"], both),
         }
     return found
 
@@ -125,192 +87,239 @@ def free_port():
         return s.getsockname()[1]
 
 
-def post(url, form, kind):
-    request = urllib.request.Request(f"{url}/predict", form, {"Content-Type": kind})
-    return json.loads(urllib.request.urlopen(request, timeout=30).read())
-
-
-def multipart(picture):
-    "The picture as a form, and its content type."
-    edge = "edge-of-the-form"
-    return b"".join([f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode(), picture, f"\r\n--{edge}--\r\n".encode()]), f"multipart/form-data; boundary={edge}"
-
-
-def family(pid):
-    "A process and all that it started."
-    found, todo = [], [pid]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        try: todo += [int(p) for task in os.listdir(f"/proc/{pid}/task") for p in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-        except OSError: pass
-    return found
-
-
-def memory(pids):
-    "Proportional share of memory, in MB."
-    total = 0
-    for pid in pids:
-        try: total += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
-        except (OSError, TypeError): pass
-    return round(total / 1024)
-
-
-def cpu(pids):
-    "Processor time used so far, in seconds."
-    total = 0
-    for pid in pids:
-        try: total += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
-        except OSError: pass
-    return total / os.sysconf("SC_CLK_TCK")
+def multipart(image):
+    "The image as a form, and its content type."
+    request = httpx.Request("POST", "http://test", files={"file": ("photo.jpg", image, "image/jpeg")})
+    return request.read(), request.headers["content-type"]
 
 
 class Server:
     "A side that runs, and how long it took to its first answer."
-    def __init__(self, command, folder, port, form, kind):
-        self.url, start = f"http://127.0.0.1:{port}", time.perf_counter()
+    def __init__(self, side, folder, form, kind):
+        port, start = free_port(), time.perf_counter()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = Path(folder, "log.txt")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CIFAR_NB_")}
-        clean |= dict(BENTOML_DO_NOT_TRACK="true", BENTOML_HOME=str(folder))
-        self.log = open(Path(folder, "log.txt"), "w+")
-        self.process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, env=clean, start_new_session=True)
-        while True:
-            try:
-                self.first = post(self.url, form, kind)
-                break
-            except OSError:
-                if self.process.poll() is not None or time.perf_counter() - start > 120:
-                    self.stop()
-                    raise SystemExit(Path(folder, "log.txt").read_text()[-2000:]) from None
-                time.sleep(.02)
+        clean |= {"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": str(folder), **side.environment}
+        command = [word.replace("PORT", str(port)) for word in side.command]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(command, cwd=SERVERS, env=clean, stdout=log, stderr=log,
+                                            start_new_session=True)
+        try: self.wait_for_answer(form, kind, start + 120)
+        except BaseException:
+            self.stop()
+            raise
         self.start = time.perf_counter() - start
 
-    def settle(self):
-        "Until a back end has been chosen, where there is a choice."
-        time.sleep(2)
-        if b"backend" not in (health := self.health()): return None
-        seen, end = 0, time.time() + 60
-        while seen < self.workers() and time.time() < end:
-            time.sleep(1)
-            seen = Path(self.log.name).read_text().count("computing with")
-        return json.loads(self.health() or health)["backend"]
-
-    def workers(self): return max(1, Path(self.log.name).read_text().count("Started server process"))
+    def wait_for_answer(self, form, kind, end):
+        "Raises `SystemExit` with the end of the log when the side does not start."
+        headers = {"Content-Type": kind}
+        while True:
+            with suppress(httpx.TransportError):
+                reply = httpx.post(f"{self.url}/predict", content=form, headers=headers, timeout=30)
+                if reply.status_code == 200: return
+            if self.process.poll() is not None or time.perf_counter() > end:
+                raise SystemExit(self.log.read_text()[-2000:])
+            time.sleep(.02)
 
     def health(self):
-        try: return urllib.request.urlopen(f"{self.url}/health", timeout=10).read()
-        except OSError: return b""
+        "What one of our processes says; None for the other sides."
+        with suppress(httpx.TransportError, ValueError):
+            said = httpx.get(f"{self.url}/health", timeout=10, headers={"Connection": "close"}).json()
+            return said if "backend" in said else None
+
+    def settle(self, workers):
+        "Wait until each of our processes has chosen its back end. The back end, or None for the other sides."
+        time.sleep(2)
+        if self.health() is None: return None
+        settled, end = {}, time.monotonic() + 60
+        while len(settled) < workers and time.monotonic() < end:
+            said = self.health()
+            if said and not said["racing"]: settled[said["pid"]] = said["backend"]
+            time.sleep(.1)
+        return " and ".join(sorted(set(settled.values())))
+
+    def family(self):
+        "The process and all that it started."
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def memory(self):
+        "Proportional share of memory, in MB."
+        total = 0
+        for process in self.family():
+            with suppress(psutil.Error): total += process.memory_full_info().pss
+        return round(total / 2**20)
+
+    def cpu(self):
+        "Processor time used so far, in seconds."
+        total = 0
+        for process in self.family():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def stop(self):
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try: os.killpg(self.process.pid, number)
-            except ProcessLookupError: pass
-            try: self.process.wait(30)
-            except subprocess.TimeoutExpired: pass
+            with suppress(ProcessLookupError): os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired): self.process.wait(30)
 
 
-LUA = '''
+LUA = """
 wrk.method = "POST"
 local f = io.open("%s", "rb"); wrk.body = f:read("*all"); f:close()
 wrk.headers["Content-Type"] = "%s"
 done = function(summary, latency, requests)
-  io.write(string.format('RESULT {"requests": %%d, "seconds": %%f, "p50": %%f, "p95": %%f, "p99": %%f, "not_ok": %%d, "broken": %%d}\\n', summary.requests, summary.duration / 1e6,
-    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3, summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+  local e = summary.errors
+  io.write(string.format('RESULT {"requests": %%d, "seconds": %%f, "not_ok": %%d, "broken": %%d, ',
+    summary.requests, summary.duration / 1e6, e.status, e.connect + e.read + e.write + e.timeout))
+  io.write(string.format('"p50": %%f, "p95": %%f, "p99": %%f}\\n',
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3))
 end
-'''
+"""
 
 
-def load(url, clients, seconds, script):
-    "What wrk measured."
-    said = subprocess.run(["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", script, f"{url}/predict"], capture_output=True, text=True, check=True).stdout
+class Workshop:
+    "A folder with the form, its kind, and wrk's script."
+    def __init__(self, folder):
+        self.folder = folder
+        self.form, self.kind = multipart(photo())
+        Path(folder, "form").write_bytes(self.form)
+        self.script = Path(folder, "post.lua")
+        self.script.write_text(LUA % (Path(folder, "form"), self.kind))
+
+    @contextmanager
+    def running(self, side):
+        server = Server(side, self.folder, self.form, self.kind)
+        try: yield server
+        finally: server.stop()
+
+    def wrk(self, url, clients, seconds):
+        "Start wrk."
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(self.script)]
+        return subprocess.Popen([*command, f"{url}/predict"], stdout=subprocess.PIPE, text=True)
+
+    def load(self, url, clients, seconds):
+        "What wrk measured."
+        return result_of(self.wrk(url, clients, seconds))
+
+
+def result_of(wrk):
+    said, _ = wrk.communicate()
     return json.loads(re.search(r"RESULT (.*)", said)[1])
 
 
-def prepared(folder):
-    "The form, its kind, and wrk's script."
-    form, kind = multipart(photograph())
-    Path(folder, "form").write_bytes(form)
-    Path(folder, "post.lua").write_text(LUA % (Path(folder, "form"), kind))
-    return form, kind, Path(folder, "post.lua")
+@contextmanager
+def workshop():
+    with tempfile.TemporaryDirectory() as folder: yield Workshop(folder)
+
+
+def measure(shop, server, clients, seconds):
+    "One row: what wrk says, and what the server used meanwhile."
+    before = server.cpu()
+    # long enough for the slowest of a crowd
+    row = shop.load(server.url, clients, max(seconds, clients // 25))
+    row["rate"] = (row["requests"] - row["not_ok"]) / row["seconds"]
+    row["cpu"] = (server.cpu() - before) / row["seconds"]
+    row["memory"] = server.memory()
+    return row
+
+
+def rows_of(shop, name, side, seconds):
+    "One row per number of clients."
+    with shop.running(side) as server:
+        backend = server.settle(2 if "2 workers" in name else 1)
+        shop.load(server.url, 64, 2)
+        for clients in CLIENTS:
+            row = measure(shop, server, clients, seconds) | dict(start=server.start, backend=backend)
+            print(f'{name}, {clients} clients: {row["rate"]:.0f}/s  p50 {row["p50"]:.1f}  '
+                  f'p99 {row["p99"]:.1f} ms  not 2xx {row["not_ok"]}  broken {row["broken"]}',
+                  backend or "", flush=True)
+            yield clients, row
+
+
+def median(rows, key, digits=1): return round(statistics.median(row[key] for row in rows), digits)
+
+
+def summary(name, clients, rows):
+    "The medians of all rounds."
+    return dict(
+        side=name, clients=clients, backend=rows[-1]["backend"], rate=median(rows, "rate"),
+        p50_ms=median(rows, "p50"), p95_ms=median(rows, "p95"), p99_ms=median(rows, "p99"),
+        not_ok=sum(row["not_ok"] for row in rows), broken=sum(row["broken"] for row in rows),
+        cores=median(rows, "cpu", 2), memory_mb=median(rows, "memory", 0),
+        rates=[round(row["rate"]) for row in rows])
 
 
 def compare(args):
     runs, chosen = {}, set()
-    with tempfile.TemporaryDirectory() as folder:
-        form, kind, script = prepared(folder)
-        for turn in range(args.rounds):
-            for name in sides(folder, 0):
-                if "bfloat16" in name and "bfloat16" not in chosen: continue  # we compute in 32 bits here, as they do
-                port = free_port()
-                server = Server(sides(folder, port)[name], folder, port, form, kind)
-                try:
-                    backend = server.settle()
-                    chosen.add(backend)
-                    load(server.url, 64, 2, script)
-                    for clients in CLIENTS:
-                        before, pids = cpu(family(server.process.pid)), family(server.process.pid)
-                        row = load(server.url, clients, max(args.seconds, clients // 25), script)  # long enough for the slowest of a crowd
-                        row |= dict(rate=(row["requests"] - row["not_ok"]) / row["seconds"], cpu=(cpu(pids) - before) / row["seconds"], memory=memory(pids), start=server.start, backend=backend)
-                        runs.setdefault(name, {}).setdefault(clients, []).append(row)
-                        print(f'{turn + 1} {name}, {clients} clients: {row["rate"]:.0f}/s  p50 {row["p50"]:.1f}  p99 {row["p99"]:.1f} ms  not 2xx {row["not_ok"]}  broken {row["broken"]}  {backend or ""}', flush=True)
-                finally: server.stop()
-    middle = lambda rows, key, digits=1: round(statistics.median(r[key] for r in rows), digits)
-    table = [dict(side=name, clients=clients, backend=rows[-1]["backend"], rate=middle(rows, "rate"), p50_ms=middle(rows, "p50"), p95_ms=middle(rows, "p95"), p99_ms=middle(rows, "p99"), not_ok=sum(r["not_ok"] for r in rows), broken=sum(r["broken"] for r in rows),
-                  cores=middle(rows, "cpu", 2), memory_mb=middle(rows, "memory", 0), rates=[round(r["rate"]) for r in rows]) for name, of in runs.items() for clients, rows in of.items()]
-    keep("compare", dict(rounds=args.rounds, seconds=args.seconds, picture_bytes=len(photograph()), note=args.note, rows=table))
+    with workshop() as shop:
+        for _ in range(args.rounds):
+            for name, side in sides().items():
+                # where ours computes in 32 bits, the others do too
+                if "bfloat16" in name and "bfloat16" not in chosen: continue
+                for clients, row in rows_of(shop, name, side, args.seconds):
+                    runs.setdefault((name, clients), []).append(row)
+                    chosen.add(row["backend"])
+    table = [summary(name, clients, rows) for (name, clients), rows in runs.items()]
+    found = dict(rounds=args.rounds, seconds=args.seconds, picture_bytes=len(photo()), note=args.note)
+    keep("compare", dict(found, rows=table))
 
 
 def start(args):
-    with tempfile.TemporaryDirectory() as folder:
-        form, kind, _ = prepared(folder)
-        times = []
+    times = []
+    with workshop() as shop:
         for _ in range(args.rounds):
-            port = free_port()
-            server = Server(sides(folder, port)["cifar_nb, 1 worker"], folder, port, form, kind)
-            times.append(round(server.start, 2))
-            server.stop()
+            with shop.running(sides()["cifar_nb, 1 worker"]) as server: times.append(round(server.start, 2))
             print(times[-1], flush=True)
     keep("start", dict(seconds_to_first_answer=times, note=args.note))
 
 
 def soak(args):
-    with tempfile.TemporaryDirectory() as folder:
-        form, kind, script = prepared(folder)
-        port = free_port()
-        server = Server(sides(folder, port)["cifar_nb, 2 workers"], folder, port, form, kind)
-        try:
-            backend = server.settle()
-            wrk = subprocess.Popen(["wrk", "-t1", "-c256", f"-d{args.seconds}s", "--timeout", "30s", "-s", script, f"{server.url}/predict"], stdout=subprocess.PIPE, text=True)
-            time.sleep(10)
-            early = late = memory(family(server.process.pid))
-            while wrk.poll() is None:
-                late = memory(family(server.process.pid))
-                time.sleep(2)
-            row = json.loads(re.search(r"RESULT (.*)", wrk.stdout.read())[1])
-        finally: server.stop()
-    keep("soak", dict(clients=256, backend=backend, memory_mb_after_10_s=early, memory_mb_at_the_end=late, note=args.note, **row))
+    with workshop() as shop, shop.running(sides()["cifar_nb, 2 workers"]) as server:
+        backend = server.settle(2)
+        wrk = shop.wrk(server.url, 256, args.seconds)
+        time.sleep(10)
+        early = late = server.memory()
+        while wrk.poll() is None:
+            late = server.memory()
+            time.sleep(2)
+        row = result_of(wrk)
+    memory = dict(memory_mb_after_10_s=early, memory_mb_at_the_end=late)
+    keep("soak", dict(clients=256, backend=backend, note=args.note, **memory, **row))
 
 
 def keep(name, result):
-    "Into results/serve.json, beside what the other commands measured."
-    from machine import RESULTS, conditions
+    "Into results/serve.json, next to what the other commands measured."
     path = RESULTS / "serve.json"
     other = json.loads(path.read_text()) if path.exists() else {}
-    there = {name: version(name) for name in ("fastapi", "uvicorn", "onnxruntime", "litserve", "bentoml") if find_spec(name)}
-    if which("wrk"): there["wrk"] = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.partition(" Copyright")[0]
-    result = dict(result, servers=there)
-    parts = {k: v for k, v in other.items() if k in ("compare", "start", "soak")} | {name: {**conditions(), **result}}
-    write("serve", **parts)
+    names = ("fastapi", "uvicorn", "onnxruntime", "litserve", "bentoml")
+    versions = {name: version(name) for name in names if find_spec(name)}
+    if which("wrk"):
+        said = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout
+        versions["wrk"] = said.partition(" Copyright")[0]
+    result = dict(result, servers=versions)
+    parts = {k: v for k, v in other.items() if k in ("compare", "start", "soak")}
+    write("serve", **parts | {name: {**conditions(), **result}})
     print(json.dumps(result, indent=1)[:2000])
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main():
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     commands = parser.add_subparsers(required=True)
-    for name, function, rounds, seconds, said in (("compare", compare, 5, 4, "all sides in turn at 1, 8, 64 and 256 clients"), ("start", start, 5, 0, "seconds from the command to the first answer"), ("soak", soak, 1, 120, "256 clients on two workers")):
-        command = commands.add_parser(name, help=said)
+    for function, rounds, seconds, said in (
+            (compare, 5, 4, "all sides in turn at 1, 8, 64 and 256 clients"),
+            (start, 5, 0, "seconds from the command to the first answer"),
+            (soak, 1, 120, "256 clients on two workers")):
+        command = commands.add_parser(function.__name__, help=said)
         command.add_argument("--rounds", type=int, default=rounds)
         command.add_argument("--seconds", type=int, default=seconds)
-        command.add_argument("--note", default="", help="What the reader of the result should know, such as what else ran")
-        command.set_defaults(run=function)
+        command.add_argument("--note", default="", help="what else there is to know about this measurement")
+        command.set_defaults(function=function)
     args = parser.parse_args()
-    args.run(args)
+    args.function(args)
+
+
+if __name__ == "__main__": main()
