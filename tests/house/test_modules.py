@@ -8,7 +8,9 @@ import pytest
 from tools.repository import MODULES, ROOT
 
 PACKAGE = ROOT / "cifar_nb"
-MOST_NAMES, MOST_LINES = 20, 300
+MOST_NAMES, MOST_LINES = 20, 260
+# Longer ones, with at most 400 lines; CONTRIBUTING.md says why
+LONGER = {"cli", "engine", "folders", "modelfile", "models", "records", "serve"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
 ALONE = """
 import importlib, sys
@@ -65,7 +67,8 @@ def test_a_module_answers_one_question(name):
     public = next(ast.literal_eval(node.value) for node in parsed(name).body
                   if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
     assert len(public) <= MOST_NAMES, f"{name} exports {len(public)} names"
-    assert len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    lines = len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
+    assert lines <= (400 if name in LONGER else MOST_LINES), f"{name} has {lines} lines"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
