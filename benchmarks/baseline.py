@@ -3,9 +3,10 @@
     python benchmarks/baseline.py record before.json
     python benchmarks/baseline.py compare before.json      exits with 1, and lists what differs
 
-It asks only the command line and the OpenAPI description, so the same script runs on both sides of a change: the weights of two
-seeded short runs on synthetic data (equal byte for byte on one machine, in float32), the answers of the bundled models for fixed
-images, the routes with their statuses and schemas, the help of each command, and the results files.
+It asks only the command line and the OpenAPI description, so the same script runs on both sides of a change:
+the weights of two seeded short runs on synthetic data (equal byte for byte on one machine with as many
+threads, in float32), the predictions of the bundled models for fixed images, the routes with their statuses
+and schemas, the help of each command, and the results files.
 """
 import hashlib
 import json
@@ -40,20 +41,27 @@ def run(*args, **environment):
     return subprocess.run(args, env=ours, check=True, capture_output=True, text=True).stdout
 
 
+def digest(data): return hashlib.sha256(data).hexdigest()[:16]
+
+
 def weights_of(flags, folder):
     "SHA-256 of each tensor after a short run that trains on everything."
     out = folder / "run.safetensors"
-    fixed = ["--data", "synthetic", "--held-out", "0", "--precision", "float32", "--seed", "3", "--device", "cpu", "--fresh"]
+    fixed = ["--data", "synthetic", "--held-out", "0", "--precision", "float32", "--seed", "3",
+             "--device", "cpu", "--fresh"]
     run(*COMMAND, "train", *flags, *fixed, "--out", str(out))
     tensors = load_file(out)
-    return {name: hashlib.sha256(v.tobytes()).hexdigest()[:16] for name, v in sorted(tensors.items()) if name != "trained_on"}
+    tensors.pop("trained_on", None)
+    return {name: digest(v.tobytes()) for name, v in sorted(tensors.items())}
 
 
 def draw_images(folder):
     "Fixed images: of the network's size, larger than it, with transparency, grey."
     rng = np.random.default_rng(7)
-    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
-    images = {"small": smooth.resize((32, 32)), "large": smooth, "grey": smooth.convert("L"), "clear": smooth.convert("RGBA")}
+    noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = noise.resize((160, 120), Image.Resampling.BICUBIC)
+    images = {"small": smooth.resize((32, 32)), "large": smooth, "grey": smooth.convert("L"),
+              "clear": smooth.convert("RGBA")}
     images["clear"].putalpha(128)
     for name, image in images.items(): image.save(folder / f"{name}.png")
     return [str(folder / f"{name}.png") for name in images]
@@ -75,8 +83,10 @@ def routes():
     paths = {}
     for path, operations in api["paths"].items():
         for method, operation in operations.items():
-            paths[f"{method.upper()} {path}"] = dict(statuses=sorted(operation["responses"]), body=operation.get("requestBody"))
-    return dict(paths=paths, schemas={name: sorted(schema.get("properties", {})) for name, schema in api["components"]["schemas"].items()})
+            statuses, body = sorted(operation["responses"]), operation.get("requestBody")
+            paths[f"{method.upper()} {path}"] = dict(statuses=statuses, body=body)
+    schemas = api["components"]["schemas"].items()
+    return dict(paths=paths, schemas={name: sorted(schema.get("properties", {})) for name, schema in schemas})
 
 
 def snapshot():
@@ -88,7 +98,7 @@ def snapshot():
             "answers": {model: answers_of(model, files) for model in MODELS},
             "routes": routes(),
             "help": {" ".join(["cifar-nb", *words]): run(*COMMAND, *words, "--help") for words in COMMANDS},
-            "results": {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(ROOT.glob("results/*.json"))},
+            "results": {p.name: digest(p.read_bytes()) for p in sorted(ROOT.glob("results/*.json"))},
         }
 
 
@@ -108,7 +118,8 @@ def record(file: Annotated[Path, typer.Argument(help="Where to write the snapsho
 @app.command()
 def compare(file: Annotated[Path, typer.Argument(help="A snapshot that `record` wrote", exists=True)]):
     "List what has changed since."
-    found = list(differences(json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(snapshot()))))
+    before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(snapshot()))
+    found = list(differences(before, now))
     print(*found, f"{len(found)} differences", sep="\n")
     sys.exit(bool(found))
 

@@ -1,6 +1,8 @@
-"""How long does `cifar-nb predict` take from a cold start, and how much of that is ours? Writes results/startup.json.
+"""How long does `cifar-nb predict` take from a cold start, and how much of that is ours?
 
-Each side is a fresh Python process; the sides take turns, after one unmeasured round that fills the file cache.
+    python benchmarks/startup.py    some minutes; writes results/startup.json
+
+Each side is a fresh Python process. The sides take turns, after one unmeasured round to fill the file cache.
 """
 import statistics
 import subprocess
@@ -9,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import typer
 from machine import write
 from PIL import Image
 
@@ -16,7 +19,8 @@ ROUNDS = 7
 SIDES = {
     "import torch": [sys.executable, "-c", "import torch"],
     "import torch, torchvision": [sys.executable, "-c", "import torch, torchvision"],
-    "import torch, torchvision and what a prediction imports of ours": [sys.executable, "-c", "import torch, torchvision, cifar_nb.cli, cifar_nb.predict"],
+    "import torch, torchvision and what a prediction imports of ours": [
+        sys.executable, "-c", "import torch, torchvision, cifar_nb.cli, cifar_nb.predict"],
     "cifar-nb predict": [str(Path(sys.executable).with_name("cifar-nb")), "predict", "teal.png"],
 }
 
@@ -28,13 +32,19 @@ def seconds(command, folder):
 
 
 def main():
+    "Measure all sides in turn."
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (400, 300), "teal").save(Path(folder) / "teal.png")
-        rounds = [{name: seconds(command, folder) for name, command in SIDES.items()} for _ in range(ROUNDS + 1)][1:]
+        rounds = []
+        for _ in range(ROUNDS + 1):
+            rounds.append({name: seconds(command, folder) for name, command in SIDES.items()})
+    rounds = rounds[1:]
     median = {name: statistics.median(r[name] for r in rounds) for name in SIDES}
     _, libraries, ours, whole = median.values()
-    write("startup", what="seconds from a cold start, medians of fresh processes in turn", rounds=ROUNDS, median_seconds=median, package_adds_seconds=ours - libraries, predict_seconds=whole)
-    print({k: round(v, 2) for k, v in median.items()}, "the package adds to torch and torchvision", round(ours - libraries, 2))
+    write("startup", what="seconds from a cold start, medians of fresh processes in turn", rounds=ROUNDS,
+          median_seconds=median, package_adds_seconds=ours - libraries, predict_seconds=whole)
+    print({k: round(v, 2) for k, v in median.items()})
+    print("the package adds to torch and torchvision", round(ours - libraries, 2))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": typer.run(main)
