@@ -19,9 +19,10 @@ from cifar_nb.augment import flip_where, random_flip, random_shift, resize_image
 from cifar_nb.datasets import split_by_hash
 from cifar_nb.device import Amp, best_device, best_precision, keep_memory, seed_everything
 from cifar_nb.evaluate import SixViews
-from cifar_nb.experiment import Parts, build_parts, measure
+from cifar_nb.experiment import measure
 from cifar_nb.folders import load_dataset
 from cifar_nb.muon import Muon
+from cifar_nb.parts import Parts, build_parts
 from cifar_nb.rates import make_schedule
 from cifar_nb.recipes import find_recipe
 from cifar_nb.records import SpeedRecipe

@@ -47,6 +47,11 @@ class Parts:
     more:dict = field(default_factory=dict)  # Other things that a checkpoint must hold, by name
     six_views:bool = False  # Whether the model is also tested with test-time augmentation
 
+    @property
+    def step(self)->dict: # Keyword arguments of `train_epoch`
+        return dict(loss_fn=self.loss_fn, device=self.device, amp=self.amp, sched=self.sched, clip=self.clip,
+                    accumulate=self.accumulate)
+
     def train(self,
         epochs:int, # Passes over the images, fewer when stopped early
         *,
@@ -55,12 +60,10 @@ class Parts:
         on_epoch:Callable=lambda history: None, # Sees the history after each epoch
     )->History:
         "Hand the parts to `fit`."
-        step = dict(loss_fn=self.loss_fn, device=self.device, amp=self.amp, sched=self.sched, clip=self.clip,
-                    accumulate=self.accumulate)
         return fit(
             self.model, self.loader, self.opt, epochs, validate=validate if self.stopper else None,
             learner=self.learner, stopper=self.stopper, ema=self.ema, checkpoint=checkpoint, parts=self.more,
-            on_epoch=on_epoch, **step)
+            on_epoch=on_epoch, **self.step)
 
 # %% ../nbs/79_parts.ipynb #d06b5dfa
 @singledispatch
