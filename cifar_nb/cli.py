@@ -87,8 +87,7 @@ def data(
     "Download a data set if it is missing, check it, and summarise it."
     from cifar_nb.folders import load_dataset
     found = load_dataset(name, settings=_read_settings(data_dir=data_dir))
-    parts = {'train': found.train, 'valid': found.valid, 'test': found.test}
-    parts = {part: images for part,images in parts.items() if images is not None}
+    parts = {'train': found.train, 'test': found.test} | ({'valid': found.valid} if found.valid else {})
     classes = found.train.classes
     counts = [torch.bincount(images.labels, minlength=len(classes)).tolist() for images in parts.values()]
     print(Table(['class', *parts], zip(classes, *counts)))

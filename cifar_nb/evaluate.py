@@ -161,7 +161,8 @@ class SixViews(nn.Module):
         close = margins(logits) < (float('inf') if self.margin is None else self.margin)
         which = torch.nonzero(close).flatten()
         if len(which) == 0: return logits
-        x,h,w = x[which],*x.shape[2:]
+        x = x[which]
+        h,w = x.shape[2:]
         around = F.pad(x, (1, 1, 1, 1), mode='reflect')
         centered = logits[which] + self.model(x.flip(3))
         shifted = self.both(around[:,:,:h,:w]) + self.both(around[:,:,2:,2:])

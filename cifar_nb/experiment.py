@@ -125,7 +125,7 @@ def make_card(
     familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
-        dataset=dataset_name(recipe.data), classes=train.classes, mean=stats.mean, std=stats.std,
+        dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
         input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs, seed=recipe.seed,
         trained_on=trained_on, validation_accuracy=valid.accuracy if valid else None,
         test_accuracy=test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
@@ -168,7 +168,7 @@ def measure(
 
 # %% ../nbs/81_experiment.ipynb #1781ce9d
 def _dotted(choices:dict)->dict: # One row per choice
-    rows = {}
+    rows:dict = {}
     for name,value in choices.items():
         section = isinstance(value, dict) and name != 'model'
         rows |= {f'{name}.{key}': v for key,v in value.items()} if section else {name: value}

@@ -67,6 +67,7 @@ def to_onnx(
         program = torch.onnx.export(
             model, (example,), input_names=['pixels'], output_names=['logits'],
             dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True, verbose=False)
+    assert program is not None  # with `dynamo=True` the exporter returns one
     proto = program.model_proto
     proto.metadata_props.add(key='card', value=card.model_dump_json())
     data = proto.SerializeToString()
@@ -163,7 +164,8 @@ def with_backend(
     "The same model with another backend. Raises `ConfigError` for one that cannot be used here."
     model,card = predictor.model,predictor.card
     check_backend(backend, predictor.device)
-    if backend == 'eager': network = model
+    network:Callable[[Tensor], Tensor] = model
+    if backend == 'eager': pass
     elif backend == 'bfloat16': network = bf16_network(model, card.temperature)
     elif backend == 'compiled': network = compile_network(model, card.input_size, predictor.device)
     elif backend == 'onnx':

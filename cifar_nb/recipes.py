@@ -113,6 +113,6 @@ def find_recipe(
     given = {key.replace('__', '.'): value for key,value in changes.items() if value is not None}
     if given: recipe = with_changes(recipe, given, settings)
     if name.endswith('.toml'):
-        chosen = [key for key in ('architecture', 'model') if key in tomllib.loads(text)]
+        chosen = [str(key) for key in ('architecture', 'model') if key in tomllib.loads(text)]
         with _naming(name): recipe.check_start(chosen, settings)
     return recipe

@@ -67,7 +67,7 @@ class OptimizerConfig(_Section):
         params = [p for p in model.parameters() if p.requires_grad]
         if self.name == 'adam': return Adam(params, self.lr, weight_decay=self.weight_decay)
         if self.name == 'adamw': return AdamW(params, self.lr, weight_decay=self.weight_decay)
-        common = dict(momentum=self.momentum, weight_decay=self.weight_decay)
+        common:dict[str, Any] = dict(momentum=self.momentum, weight_decay=self.weight_decay)
         if self.name == 'sgd': return SGD(params, self.lr, nesterov=self.momentum > 0, **common)
         filters = [p for p in params if p.ndim == 4]
         if not filters:
@@ -191,7 +191,7 @@ def _explain_error(
         if key in known: return f'"{key}" is a single word because of its quotes: write {key}'
         return f'a recipe has no {key!r}: {nearest(key, known)}'
     if error['type'] == 'literal_error':
-        annotation = record
+        annotation:Any = record
         for part in error['loc']: annotation = annotation.model_fields[part].annotation
         advice = nearest(str(error['input']), [str(choice) for choice in get_args(annotation)])
     elif error['type'] == 'tuple_type': advice = 'write a list, such as [64, 256, 256]'

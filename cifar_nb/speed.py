@@ -9,9 +9,10 @@ __all__ = ['make_muon', 'size_at_epoch', 'SpeedBatches', 'speed_loader', 'ProxyF
 # %% ../nbs/72_speed.ipynb #dfeddc16
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +104,7 @@ def speed_loader(
 @dataclass
 class ProxyFilter:
     "The hardest part of each batch, according to a small proxy network that learns on the way."
-    dl:Iterable  # Yields `(x, y)`
+    dl:Any  # Yields `(x, y)`, and has a length
     fraction:float  # Of each batch, those with the highest loss
     proxy:nn.Module  # On the device of the batches
     opt:Optimizer  # Of the proxy
@@ -146,7 +147,7 @@ def init_network(
 )->SpeedNet:
     "A `SpeedNet` for the classes of `images`, ready to train."
     arguments = dict(n_classes=len(images.classes), size=size, widths=widths, depth=depth)
-    model = create_model('speed_net', **arguments).to(device)
+    model:Any = create_model('speed_net', **arguments).to(device)
     if identity: identity_(model)
     if whiten: whiten_(model.whiten, images, stats)
     return model
@@ -159,7 +160,7 @@ def compile_step(
     accumulate:int=1, # Batches whose gradients add up
 )->nn.Module: # Trains the weights of `model`
     "The network through torch.compile; on a GPU forward and backward are recorded as well (CUDA graphs)."
-    compiled = torch.compile(model, dynamic=False)
+    compiled:Any = torch.compile(model, dynamic=False)
     # A recorded pass overwrites the gradients that should add up (pytorch issue 181723)
     if amp.kind != 'cuda' or accumulate > 1: return compiled
     device = next(model.parameters()).device
@@ -169,7 +170,7 @@ def compile_step(
     low = dict(enabled=amp.dtype is not None, cache_enabled=False)
     autocast = torch.autocast('cuda', amp.dtype or torch.bfloat16, **low)
     with torch.cuda.device(device), autocast:
-        recorded = torch.cuda.make_graphed_callables(nn.Sequential(compiled).train(), (x,))
+        recorded:Any = torch.cuda.make_graphed_callables(nn.Sequential(compiled).train(), (x,))
     for b,before in zip(model.buffers(), statistics): b.copy_(before)
     return recorded
 

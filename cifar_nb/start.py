@@ -46,7 +46,7 @@ def whiten_(
     # The largest eigenvalue first
     filters = (vectors/(values+eps).sqrt()).T.flip(0).view(-1, 3, height, width)
     layer.weight.copy_(torch.cat([filters, -filters]))
-    layer.bias.zero_()
+    if layer.bias is not None: layer.bias.zero_()
     layer.requires_grad_(False)
     return layer
 
