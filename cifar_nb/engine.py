@@ -95,7 +95,7 @@ def _as_answer(
     overlay = _overlay(ready, prediction.class_index, predictor)
     return Explanation.model_construct(**answer, overlay=as_data_url(overlay))
 
-# %% ../nbs/93_engine.ipynb #38b91c18
+# %% ../nbs/93_engine.ipynb #fee55da9
 def _compute(
     batch:list[_Ready],
     predictor:Predictor,
@@ -107,13 +107,13 @@ def _compute(
     except Exception as e:
         if len(batch) == 1: return [e]
         return [outcome for ready in batch for outcome in _compute([ready], predictor)]
-    outcomes = []
+    outcomes:list[Answer|Exception] = []
     for ready,prediction in zip(batch, predictions):
         try: outcomes.append(_as_answer(ready, prediction, predictor))
         except Exception as e: outcomes.append(e)  # of this image only
     return outcomes
 
-# %% ../nbs/93_engine.ipynb #8fc1efae
+# %% ../nbs/93_engine.ipynb #92c48c48
 def take_batch(
     jobs:queue.SimpleQueue, # Of `Job`; `None` ends it, and is put back
     first:Job,
@@ -139,7 +139,8 @@ def run_batch(
     max_wait:float=5, # Jobs that have waited for more seconds are rejected
 )->list[tuple[Job, Answer|Exception]]:
     "Decode each image, then compute them together. Raises nothing: an image that fails, fails alone."
-    batch,failed = [],[]
+    batch:list[_Ready] = []
+    failed:list[tuple[Job, Answer|Exception]] = []
     for job in jobs:
         try:
             job.begin(max_wait)
@@ -169,7 +170,7 @@ def _move(
     if device == 'auto' or best_device(device) == predictor.device: return predictor
     return Predictor(deepcopy(predictor.model), predictor.card, predictor.name, best_device(device))
 
-# %% ../nbs/93_engine.ipynb #f0e17a41
+# %% ../nbs/93_engine.ipynb #c770b2a2
 class ModelSlot:
     "The model in use: read as the settings say, replaced while it serves, made fast. One change at a time."
     def __init__(self,
@@ -180,7 +181,7 @@ class ModelSlot:
         self.settings = settings
         self.backend = backend
         self.race_lock = race_lock
-        self.predictor = None
+        self.predictor:Predictor|None = None
         self.why = 'it is being loaded'  # why there is no model
         self.generation = 0  # models that it has held so far
         self.failed_loads = 0
@@ -274,7 +275,7 @@ def _deliver(
         if isinstance(outcome, Exception): job.done.set_exception(outcome)
         else: job.done.set_result(outcome)
 
-# %% ../nbs/93_engine.ipynb #d24a3e7c
+# %% ../nbs/93_engine.ipynb #90305e2c
 class Engine:
     "The queue of images, and the one thread that runs them through the model of its slot."
     def __init__(self,
@@ -294,7 +295,7 @@ class Engine:
         self.max_pixels = max_pixels
         self.waiting = 0
         self.stopping = False  # whether new images are refused
-        self.jobs = queue.SimpleQueue()
+        self.jobs:queue.SimpleQueue[Job|None] = queue.SimpleQueue()
         self.tried = threading.Event()  # set after the first try to load a model
 
     def open(self):

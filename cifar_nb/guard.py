@@ -6,7 +6,7 @@
 __all__ = ['ServiceSettings', 'BodySize', 'HeldBytes', 'HeldPart', 'StallClock', 'drain', 'GuardBodies', 'check_key',
            'origin_pattern', 'AddPrefix']
 
-# %% ../nbs/94_guard.ipynb #558a81ce
+# %% ../nbs/94_guard.ipynb #f0947287
 import asyncio
 import re
 import secrets
@@ -20,9 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from .core import Settings
-from .export import BACKENDS
 
-# %% ../nbs/94_guard.ipynb #39d07982
+# %% ../nbs/94_guard.ipynb #fb283798
 class ServiceSettings(Settings):
     "Settings of the service, on top of `Settings`: each field is an environment variable `CIFAR_NB_…`."
 
@@ -40,7 +39,7 @@ class ServiceSettings(Settings):
     max_held_bytes:int = Field(200_000_000, ge=1,
         description='Bytes of all request bodies in memory; further requests are answered with 503')
     max_batch:int = Field(32, ge=1, le=4096, description='Most images in one batch, and in one request')
-    backend:Literal['auto', *BACKENDS] = Field('auto',
+    backend:Literal['auto', 'eager', 'bfloat16', 'compiled', 'onnx'] = Field('auto',
         description='What computes: eager, bfloat16, compiled, onnx, or auto for the fastest that agrees')
     workers:int = Field(1, ge=1, le=256,
         description='Number of worker processes; the CPU threads are divided among them')
@@ -136,12 +135,12 @@ class HeldPart:
         self.held.total -= self.bytes
         self.bytes = 0
 
-# %% ../nbs/94_guard.ipynb #cca9788e
+# %% ../nbs/94_guard.ipynb #cf2c159f
 class StallClock:
     "The time that one request body may take."
     def __init__(self,
-        stall:float=8, # Longest time in seconds between two parts
-        total:float=120, # Longest time in seconds for the whole body
+        stall:float, # Longest time in seconds between two parts
+        total:float, # Longest time in seconds for the whole body
     ):
         self.stall = stall
         self.total = total
@@ -169,19 +168,22 @@ async def drain(
             while (await receive()).get('more_body'): pass
     except TimeoutError: pass
 
-# %% ../nbs/94_guard.ipynb #653c6528
+# %% ../nbs/94_guard.ipynb #bb9af35e
 class GuardBodies:
     "ASGI middleware: a 413 for too large a body, a 503 while bodies fill the memory, a 408 for a slow body."
     def __init__(self,
         app, # The ASGI application below
         max_body_bytes:int, # Of one body
         max_held_bytes:int, # Of all bodies
-        **times, # `stall` and `total` of `StallClock`
+        *,
+        stall:float=8, # Longest time in seconds between two parts of a body
+        total:float=120, # Longest time in seconds for a whole body
     ):
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.held = HeldBytes(max_held_bytes)
-        self.times = times
+        self.stall = stall
+        self.total = total
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http' or scope['method'] in ('GET', 'HEAD'):
@@ -197,7 +199,8 @@ class GuardBodies:
 
     def _counted(self, receive, size, part):
         "`receive`, but counted and with a time limit."
-        clock,whole = StallClock(**self.times),False
+        clock = StallClock(self.stall, self.total)
+        whole = False
 
         async def next_part():
             nonlocal whole

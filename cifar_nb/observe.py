@@ -56,28 +56,27 @@ class RequestRecord:
     status:int=0  # 0 until the response starts
     seconds:float=0.
 
-# %% ../nbs/92_observe.ipynb #a6910f10
+# %% ../nbs/92_observe.ipynb #3f702732
 class Metrics:
     "Counters of one application, or of all its processes together."
     def __init__(self,
         folder:Path|None=None, # Where all processes of the service count; None for one process alone
     ):
         self.folder = folder
-        self.registry = CollectorRegistry()
-        own = dict(registry=self.registry)
-        self.requests = Counter('cifar_nb_requests', 'Requests', ['method', 'route', 'status'], **own)
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter('cifar_nb_requests', 'Requests', ['method', 'route', 'status'], registry=own)
         self.latency = Histogram(
             'cifar_nb_request_seconds', 'Time from the first byte of a request to the last of its response',
-            ['route'], buckets=(.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10), **own)
+            ['route'], buckets=(.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10), registry=own)
         self.inference = Histogram(
             'cifar_nb_inference_seconds', 'Time of a batch in the network',
-            buckets=(.001, .002, .005, .01, .02, .05, .1, .2, .5, 1), **own)
+            buckets=(.001, .002, .005, .01, .02, .05, .1, .2, .5, 1), registry=own)
         self.batch = Histogram(
-            'cifar_nb_batch_size', 'Images in a batch', buckets=(1, 2, 4, 8, 16, 32, 64), **own)
-        self.classes = Counter('cifar_nb_predictions', 'Predictions by class', ['class_name'], **own)
+            'cifar_nb_batch_size', 'Images in a batch', buckets=(1, 2, 4, 8, 16, 32, 64), registry=own)
+        self.classes = Counter('cifar_nb_predictions', 'Predictions by class', ['class_name'], registry=own)
         self.confidence = Histogram(
             'cifar_nb_confidence', 'Probability of the predicted class',
-            buckets=(.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, 1), **own)
+            buckets=(.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, 1), registry=own)
 
     def count_request(self,
         record:RequestRecord,

@@ -171,7 +171,7 @@ def _as_request_error()->Iterator[None]:
         found = e.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError(found) from e
 
-# %% ../nbs/91_requests.ipynb #9fc64275
+# %% ../nbs/91_requests.ipynb #92e8591e
 def _parse_json(data:bytes)->tuple[bytes, int|None]:
     with _as_request_error(): body = ImageBody.model_validate_json(data)
     return from_base64(body.image_base64), body.top_k
@@ -189,7 +189,8 @@ async def _read_form(
     _check_charset(request)
     async with request.form(max_files=4, max_fields=100) as form:
         with _as_request_error():
-            top_k = ImageBody(image_base64='', top_k=form.get('top_k')).top_k
+            sent = {'image_base64': '', 'top_k': form.get('top_k')}
+            top_k = ImageBody.model_validate(sent).top_k
         for name in ('file', 'image'):
             upload = form.get(name)
             if isinstance(upload, UploadFile): return await upload.read(), top_k

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app_of_worker', 'run']
 
-# %% ../nbs/96_workers.ipynb #974ebc88
+# %% ../nbs/96_workers.ipynb #6fa4c095
 import os
 import signal
 import tempfile
@@ -22,7 +22,7 @@ from uvicorn.supervisors import Multiprocess
 from .core import ConfigError
 from .guard import ServiceSettings
 from .observe import Crew, start_logging
-from .serve import SERVER_OPTIONS, create_app
+from .serve import create_app, server_config
 
 # %% ../nbs/96_workers.ipynb #2db8455d
 @contextmanager
@@ -55,7 +55,7 @@ class _Workers(Multiprocess):
         for sock in self.sockets: sock.close()
         super().terminate_all()
 
-# %% ../nbs/96_workers.ipynb #e39174d1
+# %% ../nbs/96_workers.ipynb #f6515ffc
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
     settings = ServiceSettings.read()
@@ -81,8 +81,8 @@ def _run_workers(settings:ServiceSettings, sock:socket):
     with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
         crew = Crew(Path(folder), os.getpid())
         with _environment(**settings.as_environment(threads=share), **crew.as_environment()):
-            config = uvicorn.Config('cifar_nb.workers:app_of_worker', factory=True, workers=settings.workers,
-                                    timeout_worker_healthcheck=60, **SERVER_OPTIONS)
+            config = server_config('cifar_nb.workers:app_of_worker', factory=True, workers=settings.workers,
+                                   timeout_worker_healthcheck=60)
             _Workers(config, sockets=[sock]).run()
 
 def run(
@@ -94,4 +94,4 @@ def run(
     Raises `ConfigError` for several workers where there is no SIGHUP."""
     start_logging(settings.log_json)
     if settings.workers > 1: return _run_workers(settings, sock)
-    uvicorn.Server(uvicorn.Config(create_app(settings), **SERVER_OPTIONS)).run(sockets=[sock])
+    uvicorn.Server(server_config(create_app(settings))).run(sockets=[sock])
