@@ -195,10 +195,10 @@ def fit(  # noqa: PLR0913
     scaler = step['amp'].scaler
     parts = dict(parts or {}, model=model, opt=opt, scaler=scaler, stopper=stopper, history=history)
     if step.get('sched'): parts['sched'] = step['sched']
-    judged = model
+    evaluated = model
     if ema is not None:
         parts['ema'] = make_ema(model, ema)
-        judged = parts['ema'].module
+        evaluated = parts['ema'].module
         step['watch'] = ema_watcher(parts['ema'], step.get('watch', noop))
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
@@ -208,9 +208,9 @@ def fit(  # noqa: PLR0913
         batches = loader(epoch)
         net = learner(epoch) if learner else model
         row = _train_row(net, batches, opt, f'epoch {epoch+1}/{epochs}', **step)
-        row |= _validated_row(validate, judged, stopper)
+        row |= _validated_row(validate, evaluated, stopper)
         history.add(epoch=epoch+1, **row, lr=lr, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
         on_epoch(history)
-    model.load_state_dict(stopper.weights if validate else judged.state_dict())
+    model.load_state_dict(stopper.weights if validate else evaluated.state_dict())
     return history
