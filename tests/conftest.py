@@ -8,4 +8,5 @@ import pytest
 def own_environment(tmp_path_factory):
     for name in [n for n in os.environ if n.startswith("CIFAR_NB_")]: del os.environ[name]
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-    for name in ("data", "models"): os.environ[f"CIFAR_NB_{name.upper()}_DIR"] = str(tmp_path_factory.mktemp(name))
+    for name in ("data", "models"):
+        os.environ[f"CIFAR_NB_{name.upper()}_DIR"] = str(tmp_path_factory.mktemp(name))
