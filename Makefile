@@ -28,7 +28,7 @@ serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (AR
 train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--recipe speed94")
 	$(BIN)/cifar-nb train $(ARGS)
 
-test: $(VENV)/.dev  ## Run every test, offline, on drawn pictures; print where the time goes
+test: $(VENV)/.dev  ## Run every test, offline, on synthetic images; print where the time goes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/run_all.py
 
 notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs

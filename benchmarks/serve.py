@@ -4,7 +4,7 @@
 
 Needs wrk (Debian's package of that name) and, for `compare`, `pip install litserve bentoml` as well. Every
 side serves the bundled model; `compare` starts them in turn, several times, and reports medians. The others'
-servers are in `benchmarks/servers`: they compute with PyTorch. Ours chooses its back end at the start, so
+servers are in `benchmarks/servers`: they compute with PyTorch. Ours chooses its backend at the start, so
 each row says which it was.
 """
 import argparse
@@ -129,7 +129,7 @@ class Server:
             return said if "backend" in said else None
 
     def settle(self, workers):
-        "Wait until each of our processes has chosen its back end. The back end, or None for the other sides."
+        "Wait until each of our processes has chosen its backend. The backend, or None for the other sides."
         time.sleep(2)
         if self.health() is None: return None
         settled, end = {}, time.monotonic() + 60

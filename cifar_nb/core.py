@@ -56,7 +56,9 @@ class TrainingDiverged(CifarNbError):
 # %% ../nbs/00_core.ipynb #ac632f8d
 class Settings(BaseSettings):
     "What can be set from outside: each field is an environment variable `CIFAR_NB_…`."
-    model_config = SettingsConfigDict(env_prefix='CIFAR_NB_', frozen=True, protected_namespaces=())
+    # Errors do not repeat what was given: it may be a key
+    model_config = SettingsConfigDict(
+        env_prefix='CIFAR_NB_', frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
     data_dir:Path = Field(Path('~/.cache/cifar_nb'),
         description='Where data sets are kept and downloaded to')

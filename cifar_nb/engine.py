@@ -60,7 +60,7 @@ class _Ready:
     "A decoded job."
     job:Job
     seen:Tensor  # What the model sees, uint8 (3,S,S)
-    image:Image.Image  # The whole image, for the overlay
+    image:Image.Image|None=None  # The whole image, where an overlay is wanted
 
 def _decode(
     job:Job,
@@ -69,7 +69,7 @@ def _decode(
 )->_Ready:
     "Decode the image of a job, once. Raises `ImageError`."
     image = decode_image(job.data, max_pixels)
-    return _Ready(job, image_pixels(image, size), image)
+    return _Ready(job, image_pixels(image, size), image if job.explain else None)
 
 # %% ../nbs/93_engine.ipynb #1e4a507f
 def _overlay(
@@ -81,6 +81,7 @@ def _overlay(
     x = normalize(ready.seen[None], predictor.card.stats).to(predictor.device)
     try: cam = hires_cam(predictor.model, x, torch.tensor([class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
+    assert ready.image is not None
     return draw_overlay(ready.image, cam, max(256, predictor.card.input_size))
 
 def _as_answer(
@@ -101,12 +102,14 @@ def _compute(
     predictor:Predictor,
 )->list[Answer|Exception]: # One per image
     "The answers of a batch: one pass through the network."
+    predictions = None
     try:
         pixels = torch.stack([ready.seen for ready in batch])
         predictions = predictor.answers(pixels, [ready.job.top_k for ready in batch])
     except Exception as e:
         if len(batch) == 1: return [e]
-        return [outcome for ready in batch for outcome in _compute([ready], predictor)]
+    # Outside the `except` block, which would keep the memory of the failed batch
+    if predictions is None: return [outcome for ready in batch for outcome in _compute([ready], predictor)]
     outcomes:list[Answer|Exception] = []
     for ready,prediction in zip(batch, predictions):
         try: outcomes.append(_as_answer(ready, prediction, predictor))
@@ -186,14 +189,14 @@ class ModelSlot:
         self.generation = 0  # models that it has held so far
         self.failed_loads = 0
         self.racing = False
-        self.closing = False  # a race ends after the back end that is being measured
+        self.closing = False  # a race ends after the backend that is being measured
         self.filled = threading.Event()
         self.changing = threading.Lock()
 
     def use(self,
         predictor:Predictor, # From elsewhere, such as a notebook
     ):
-        "Take a model that is there already, on the device and with the back end of the settings."
+        "Take a model that is there already, on the device and with the backend of the settings."
         with self.changing: self._put(self._with_backend(_move(predictor, self.settings.device)))
 
     def load(self)->Predictor: # The new one
@@ -224,20 +227,24 @@ class ModelSlot:
         return self.predictor is not None
 
     def race(self):
-        "Look for the fastest back end, unless the settings name one, and use it."
+        "Look for the fastest backend, unless the settings name one, and use it."
         threads = self.settings.threads
         _set_threads(threads)
         if self.predictor is None: return
-        with self.changing:
-            if self.backend == 'auto':
-                # a process that measures beside another one measures the other one, too
-                with FileLock(self.race_lock) if self.race_lock else nullcontext():
-                    self.predictor,rows = fastest(self.predictor, self._candidates(), threads=threads)
-                for name,one,eight,note in rows:
-                    log.info('back end %s: %s', name, note or f'{one} ms for one image, {eight} ms for eight')
-            _freeze_garbage()
-            self.racing = False
+        try:
+            with self.changing: self._race(threads)
+        finally: self.racing = False
         log.info('computing with %s', self.predictor.backend)
+
+    def _race(self, threads):
+        if self.backend == 'auto':
+            # A process that measures while another one does measures that one as well
+            with FileLock(self.race_lock) if self.race_lock else nullcontext():
+                self.predictor,rows = fastest(self.predictor, self._candidates(), threads=threads)
+            for name,one,eight,note in rows:
+                times = note or f'{one} ms for one image, {eight} ms for eight'
+                log.info('backend %s: %s', name, times)
+        _freeze_garbage()
 
     def _candidates(self):
         # `compiled` would need half a minute to start
@@ -247,7 +254,7 @@ class ModelSlot:
     def _with_backend(self,
         new:Predictor, # Computes eagerly
     )->Predictor:
-        "The new model with the back end of the settings, or else that of the last model."
+        "The new model with the backend of the settings, or else that of the last model."
         threads = self.settings.threads
         if self.backend != 'auto':
             return new if new.backend == self.backend else with_backend(new, self.backend, threads)
@@ -305,7 +312,7 @@ class Engine:
         self.thread.start()
 
     def close(self):
-        "Finish what is in the queue and the race of the back ends, then end the threads."
+        "Finish what is in the queue and the race of the backends, then end the threads."
         self.slot.closing = True
         self.jobs.put(None)
         self.slot.filled.set()  # wakes the thread if it waits for a model

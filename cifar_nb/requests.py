@@ -42,7 +42,7 @@ class Answer(Prediction):
 class Explanation(Answer):
     "A prediction, and where the model looked."
     overlay:str = Field(description='PNG as a data URL: the image, with the regions in red that '
-                                    'supported the prediction (Grad-CAM)')
+                                    'supported the prediction (HiResCAM)')
 
 class Failure(Problem):
     "Why one image of several has no prediction."
@@ -66,7 +66,7 @@ class Health(BaseModel):
     pid:int = Field(description='Process that answered; a service may have several')
     generation:int = Field(description='Number of models that this process has loaded so far')
     failed_loads:int = Field(description='Number of times that loading a model has failed in this process')
-    racing:bool = Field(description='Whether this process is still looking for the fastest back end')
+    racing:bool = Field(description='Whether this process is still looking for the fastest backend')
 
 class Alive(BaseModel):
     "The process is running."

@@ -59,9 +59,11 @@ from cifar_nb.requests import (
 )
 
 # %% ../nbs/95_serve.ipynb #114dda45
-def _engine(request:Request)->Engine: return request.app.state.engine
+# `async`, although nothing is awaited: FastAPI runs other functions in a thread, which costs a fifth of a
+# millisecond and may have to be waited for
+async def _engine(request:Request)->Engine: return request.app.state.engine
 
-def _settings(request:Request)->ServiceSettings: return request.app.state.settings
+async def _settings(request:Request)->ServiceSettings: return request.app.state.settings
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
@@ -253,7 +255,7 @@ def create_app(
 )->FastAPI:
     """The service: API, web page and documentation.
 
-    Raises `ConfigError` for a device or a back end that is not there."""
+    Raises `ConfigError` for a device or a backend that is not there."""
     settings = settings or ServiceSettings.read()
     crew = Crew.read()
     slot = ModelSlot(settings, settings.backend, crew.folder and crew.folder/'race.lock')
@@ -269,7 +271,7 @@ def create_app(
         max_wait=settings.max_wait, max_pixels=settings.max_pixels)
     _add_middleware(app, settings, metrics)
     app.mount('/static', StaticFiles(directory=_STATIC), name='static')
-    keyed = [Depends(_require_key)] if settings.api_key else []
+    keyed = [Depends(_require_key)] if settings.api_key is not None else []
     app.include_router(pages)
     app.include_router(information, dependencies=keyed)
     app.include_router(predictions, dependencies=[*keyed, Depends(_admit)])

@@ -1,7 +1,9 @@
 "`create_app` and `run` follow every setting, also with a predictor that is given: one test per field."
+import inspect
 import io
 import json
 import shutil
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
@@ -88,7 +90,7 @@ def test_backend(predictor, backend):
 
 def test_backend_auto(predictor):
     with running(predictor, backend="auto") as client:
-        assert client.get("/health").json()["status"] == "ok"  # it answers while the back ends race
+        assert client.get("/health").json()["status"] == "ok"  # it answers while the backends race
         until(lambda: not client.get("/health").json()["racing"])
         assert client.get("/health").json()["backend"] in BACKENDS and post(client).status_code == 200
 
@@ -182,3 +184,22 @@ def test_log_json(process):
     it.get("/live")
     until(lambda: any(record.get("route") == "/live" for record in it.records()), 10)
     assert all({"time", "level", "message"} <= set(record) for record in it.records())
+
+
+def test_a_rejected_key_is_not_repeated():
+    "Not even in a traceback, which ends in a log or in a notebook."
+    key = "ü" * 9
+    with pytest.raises(ConfigError) as caught: ServiceSettings.read(api_key=key)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "--api-key" in printed or "CIFAR_NB_API_KEY" in printed
+    assert key not in printed
+
+
+def test_dependencies_need_no_thread():
+    "FastAPI runs plain functions in a pool of threads, for which a request would wait."
+    pending = [route.dependant for route in create_app().routes if hasattr(route, "dependant")]
+    for dependant in pending:
+        for needed in dependant.dependencies:
+            pending.append(needed)
+            ours = getattr(needed.call, "__module__", "").startswith("cifar_nb")
+            assert not ours or inspect.iscoroutinefunction(needed.call), needed.call

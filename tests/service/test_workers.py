@@ -279,7 +279,7 @@ def test_a_single_process_finishes_too_and_reloads_nothing_without_a_key(tmp_pat
         assert reply.status_code == 403 and "CIFAR_NB_API_KEY" in reply.json()["detail"]
         before = it.get("/model").json()["architecture"]
         put(model, (WEIGHTS / "simple.safetensors").read_bytes())
-        hang_up(it)  # while the back ends race: the new model waits for the end of that
+        hang_up(it)  # while the backends race: the new model waits for the end of that
         until(lambda: it.get("/model").json()["architecture"] != before, 300)
         health = it.health()
         assert not health["racing"] and re.fullmatch("eager|bfloat16|onnx", health["backend"])
