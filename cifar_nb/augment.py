@@ -35,6 +35,7 @@ def random_crop(
     columns = torch.randint(0, 2*pad+1, (b, 1), device=x.device) + torch.arange(w, device=x.device)
     which = torch.arange(b, device=x.device)
     padded = F.pad(x, (pad,)*4)
+    # The three indices together pick one pixel for each (image, row, column); the channels come last
     return padded[which[:,None,None], :, rows[:,:,None], columns[:,None,:]].permute(0, 3, 1, 2)
 
 def augment_standard(
@@ -109,9 +110,9 @@ def random_shift(
 # %% ../nbs/12_augment.ipynb #12018aa
 def flip_where(
     images:Images,
-    which:Tensor, # bool (N,)
-)->Images: # The same images, those that are marked flipped left to right
-    "Flip some images."
+    which:Tensor, # bool (N,), True to flip
+)->Images: # All images, in the same order
+    "Flip the images that a mask selects left to right."
     mask = which.view(-1, 1, 1, 1).to(images.pixels.device)
     return replace(images, pixels=torch.where(mask, images.pixels.flip(3), images.pixels))
 

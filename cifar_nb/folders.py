@@ -193,7 +193,9 @@ class FolderParts:
     "Which files are for training, validation and test. Files are listed and divided once, and not decoded."
     def __init__(self,
         root:Path, # One subfolder per class, or `train`, `val` and `test` folders with those inside
-    ): self.root,self.folders = root,find_split_folders(root)
+    ):
+        self.root = root
+        self.folders = find_split_folders(root)
 
     @cached_property
     def _divided(self)->dict[str, ImageFiles]: # For a folder without a test set of its own

@@ -46,11 +46,12 @@ def shape_masks(
 )->Tensor: # bool (N,size,size), True inside the shape
     "Draw one shape or texture for each label."
     n = len(labels)
-    u = torch.rand(n, 4, 1, 1, generator=rng)
+    down,right,wider,slower = torch.rand(n, 4, 1, 1, generator=rng).unbind(1)  # each from 0 to 1
     grid = torch.linspace(-1, 1, size)
-    y = grid.view(1, -1, 1) - (u[:,0]-.5)*.6
-    x = grid.view(1, 1, -1) - (u[:,1]-.5)*.6
-    radius,period = .45+.3*u[:,2], .25+.25*u[:,3]
+    y = grid.view(1, -1, 1) - (down-.5)*.6
+    x = grid.view(1, 1, -1) - (right-.5)*.6
+    radius = .45+.3*wider
+    period = .25+.25*slower
     distance = (x*x+y*y).sqrt()
     def wave(t): return torch.sin(t*torch.pi/period) > 0
     kinds = [
@@ -87,7 +88,7 @@ def synthetic(
 def channel_stats(
     pixels:Tensor, # uint8 (N,3,H,W)
 )->Stats: # On a scale from 0 to 1
-    "Mean and (population) standard deviation of each channel over all images and positions."
+    "Mean and standard deviation (dividing by n, not n-1) of each channel over all images and positions."
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
     for part in pixels.split(2000):
@@ -105,5 +106,6 @@ def normalize(
     stats:Stats, # Of the training images, on a scale from 0 to 1
 )->Tensor: # float32 (B,3,H,W), with mean about 0 and standard deviation about 1
     "Bytes to centred floats: `(x/255 - mean)/std` for each channel."
-    mean,std = (255*torch.as_tensor(v, device=pixels.device).view(3, 1, 1) for v in stats)
-    return (pixels-mean).div_(std)
+    # One number per channel, shaped so that it applies to every row and column
+    mean,std = (torch.as_tensor(v, device=pixels.device).view(3, 1, 1) for v in stats)
+    return (pixels - 255*mean).div_(255*std)

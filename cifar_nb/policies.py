@@ -58,6 +58,7 @@ def adjust_color(
     "Change brightness, contrast and saturation of each image by a factor."
     grey = x.new_tensor([.2989, .587, .114])  # how bright red, green and blue appear
     b,c,s = (f.view(-1, 1, 1) for f in (brightness, contrast, saturation))
+    # A new colour is a part of itself and a part of the grey, which is the same sum in all three rows
     matrix = b*c*(s*torch.eye(3, device=x.device) + (1-s)*grey)
     offset = b*(1-c)*(x.mean((2, 3)) @ grey).view(-1, 1, 1)
     return torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x)
@@ -75,7 +76,8 @@ def augment_enhanced(
     h,w = x.shape[2:]
     def around(most): return uniform_like(-most, most, x)
     degrees,right,down = around(MAX_DEGREES),around(MAX_SHIFT*w).round(),around(MAX_SHIFT*h).round()
-    z = affine(x.float(), degrees, right=right, down=down, flip=around(1) < 0)
+    toss = around(1)  # negative for half of the images
+    z = affine(x.float(), degrees, right=right, down=down, flip=toss < 0)
     z = adjust_color(z, *(1+around(COLOR_RANGE) for _ in range(3)))
     z.add_(torch.randn_like(z), alpha=255*NOISE_STD)
     return random_erasing(z.round_().clamp_(0, 255).byte())
@@ -214,9 +216,9 @@ def find_mix(
     n_classes:int, # Of the labels
     alpha:float=1., # Of the Beta distribution
 )->Callable|None: # Normalised `x` and `y` to mixed `x` and soft labels; None for 'none'
-    "A mixture by name. Raises `ConfigError` for an unknown name, and for an `alpha` that is not positive."
+    "A mixing method by name. Raises `ConfigError` for an unknown name or an `alpha` that is not positive."
     if name not in ('none', *MIXES):
-        raise ConfigError(f'unknown mixture {name!r}: use none, {", ".join(MIXES)}')
+        raise ConfigError(f'unknown mixing method {name!r}: use none, {", ".join(MIXES)}')
     if alpha <= 0:
         raise ConfigError(f'alpha is {alpha}: the Beta distribution needs a positive number')
     return None if name == 'none' else partial(MIXES[name], n_classes=n_classes, alpha=alpha)
