@@ -223,7 +223,7 @@ async def read_files(
     if not found: raise ImageError('there is no file in the form; send the images in fields "files"')
     return found
 
-# %% ../nbs/91_requests.ipynb #61c96e8a
+# %% ../nbs/91_requests.ipynb #6dfac524
 _PROBLEMS = {
     400: 'Empty image, or a form that cannot be read',
     401: 'A key is needed, and this is not it',
@@ -240,12 +240,7 @@ def documented(*statuses:int)->dict: # For `responses` of a route
     "What the documentation says about each status."
     return {status: {'model': Problem, 'description': _PROBLEMS[status]} for status in statuses}
 
-REFUSALS = documented(400, 401, 408, 413, 415, 422, 503)
-
-# %% ../nbs/91_requests.ipynb #33447872
-# One white pixel as PNG: the example in the documentation
-_PIXEL = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4'
-          'AAAAAElFTkSuQmCC')
+# %% ../nbs/91_requests.ipynb #1548d945
 FILE = {'type': 'string', 'format': 'binary', 'description': 'A JPEG, PNG, GIF, WebP or BMP file'}
 
 def form_body(
@@ -258,9 +253,5 @@ def form_body(
     return {'multipart/form-data': {'schema': form}}
 
 def request_body(content:dict)->dict: # For `openapi_extra` of a route
+    "A body that a request must have, in the documentation."
     return {'requestBody': {'required': True, 'content': content}}
-
-JSON_BODY = {'application/json': {'schema': ImageBody.model_json_schema(),
-                                  'example': {'image_base64': _PIXEL}}}
-_TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
-FORM_OR_JSON = request_body(form_body('file', top_k=_TOP_K) | JSON_BODY)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['create_app', 'open_port', 'address_of', 'server_config', 'served']
 
-# %% ../nbs/95_serve.ipynb #fa3229e1
+# %% ../nbs/95_serve.ipynb #a597c540
 import asyncio
 import os
 import signal
@@ -37,15 +37,13 @@ from .predict import Predictor
 from cifar_nb.requests import (
     ERROR_HANDLERS,
     FILE,
-    FORM_OR_JSON,
-    JSON_BODY,
-    REFUSALS,
     Alive,
     Answer,
     Classes,
     Explanation,
     Failure,
     Health,
+    ImageBody,
     Limits,
     Named,
     ServedModel,
@@ -90,7 +88,7 @@ async def _admit(engine:EngineDep):
     "Raises a 503 when the service is stopping."
     engine.admit()
 
-# %% ../nbs/95_serve.ipynb #6e22fa57
+# %% ../nbs/95_serve.ipynb #98eeef40
 _STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
 
 pages,information = APIRouter(),APIRouter()
@@ -98,10 +96,14 @@ _UNHEALTHY:dict[int|str, dict] = {
     503: {'model': Health, 'description': 'There is no model, or the service is stopping'}}
 
 @pages.get('/', include_in_schema=False)
-async def page()->FileResponse: return FileResponse(_STATIC/'index.html')
+async def page()->FileResponse:
+    "The web page."
+    return FileResponse(_STATIC/'index.html')
 
 @pages.get('/swagger/', include_in_schema=False)
-async def swagger()->RedirectResponse: return RedirectResponse('../docs')
+async def swagger()->RedirectResponse:
+    "The documentation, under an older name."
+    return RedirectResponse('../docs')
 
 @pages.get('/live')
 async def live()->Alive:
@@ -138,39 +140,49 @@ async def model(engine:EngineDep, settings:SettingsDep)->ServedModel:
                     max_pixels=settings.max_pixels)
     return ServedModel.model_construct(**dict(engine.ready().card), limits=limits)
 
-# %% ../nbs/95_serve.ipynb #169347a0
+# %% ../nbs/95_serve.ipynb #d50ddb4b
+# One white pixel as PNG: the example in the documentation
+_PIXEL = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4'
+          'AAAAAElFTkSuQmCC')
+_JSON_BODY = {'application/json': {'schema': ImageBody.model_json_schema(),
+                                   'example': {'image_base64': _PIXEL}}}
+_TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
+_FORM_OR_JSON = request_body(form_body('file', top_k=_TOP_K) | _JSON_BODY)
+_REFUSALS = documented(400, 401, 408, 413, 415, 422, 503)
+
+# %% ../nbs/95_serve.ipynb #33231daa
 predictions = APIRouter()
 
 def _reply(answer:BaseModel)->Response: # JSON
     "A checked model as a response; FastAPI would check it a second time."
     return Response(answer.model_dump_json(), media_type='application/json')
 
-@predictions.post('/predict', response_model=Answer, responses=REFUSALS, openapi_extra=FORM_OR_JSON)
+@predictions.post('/predict', response_model=Answer, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
 async def predict(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
     "The class of an image, sent as a form field `file` (or `image`), or as JSON with `image_base64`."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, view=view))
 
-@predictions.post('/predict_base64', response_model=Answer, responses=REFUSALS,
-                  openapi_extra=request_body(JSON_BODY))
+@predictions.post('/predict_base64', response_model=Answer, responses=_REFUSALS,
+                  openapi_extra=request_body(_JSON_BODY))
 async def predict_base64(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
     "The class of an image, sent as JSON with `image_base64`."
     data,wanted = await read_json(request)
     return _reply(await engine.answer(data, wanted or top_k, view=view))
 
-@predictions.post('/explain', response_model=Explanation, responses=REFUSALS, openapi_extra=FORM_OR_JSON)
+@predictions.post('/explain', response_model=Explanation, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
 async def explain(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
     "The class of an image, and where in it the model looked."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, view=view, explain=True))
 
-@predictions.post('/classify/', responses=REFUSALS, openapi_extra=request_body(form_body('image')))
+@predictions.post('/classify/', responses=_REFUSALS, openapi_extra=request_body(form_body('image')))
 async def classify(request:Request, engine:EngineDep)->Named:
     "The name of the class and nothing else, for an image in the form field `image`."
     data,_ = await read_request(request)
     return Named(prediction=(await engine.answer(data, 1)).class_name)
 
-# %% ../nbs/95_serve.ipynb #546580e0
+# %% ../nbs/95_serve.ipynb #6b0df875
 async def _answer_one(
     engine:Engine,
     data:bytes, # An image file
@@ -197,7 +209,7 @@ async def predict_batch(
 def _add_batch_route(app:FastAPI, max_batch:int, dependencies:list):
     files = {'type': 'array', 'items': FILE, 'minItems': 1, 'maxItems': max_batch}
     app.add_api_route(
-        '/predict/batch', predict_batch, methods=['POST'], dependencies=dependencies, responses=REFUSALS,
+        '/predict/batch', predict_batch, methods=['POST'], dependencies=dependencies, responses=_REFUSALS,
         response_model=list[Answer|Failure], openapi_extra=request_body(form_body('files', files)))
 
 # %% ../nbs/95_serve.ipynb #1a74a58e
