@@ -97,7 +97,7 @@ def rungs():
     fast["smoothing"] = 0
     rung = Rung(SpeedRecipe(**fast))
     yield "SpeedNet, SGD", rung
-    switches = {"+ whitened first layer": "whiten", "+ identity at the start": "identity",
+    switches = {"+ whitened first layer": "whiten", "+ identity initialisation": "identity",
                 "+ Muon": "orthogonal", "+ alternating flips": "by_turns"}
     for name, switch in switches.items():
         rung = replace(rung, **{switch: True})

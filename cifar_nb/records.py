@@ -330,7 +330,7 @@ class SpeedRecipe(_FastNetwork):
     momentum:Fraction = .6
     # Of biases (airbench's), for each image in a step: multiplied by their number, since the loss is a mean
     bias_lr:Rate = .053
-    # Of the last layer, likewise; large, since its scores are divided by its width. Grows beyond ten classes
+    # Of the head (airbench's), per image; large, since logits are divided by its width. Grows with the classes
     head_lr:Rate = .67
     # Of biases and the last layer: longer than Muon's, since these gradients are noisy
     sgd_momentum:Fraction = .85
@@ -345,7 +345,7 @@ class SpeedRecipe(_FastNetwork):
     hard:Annotated[float, Field(gt=0, le=1)] = 1.
     # Channels of the proxy's blocks: airbench96's, cheap next to a large network
     proxy_widths:Widths = (32, 64, 64)
-    # The proxy learns from one batch in so many: enough to follow the training, and cheap
+    # The proxy learns from each `proxy_every`-th batch: enough to follow the training, and cheap
     proxy_every:Count = 4
     # Network and optimiser through torch.compile, recorded on a GPU: faster there after a minute of compiling
     compiled:bool = False

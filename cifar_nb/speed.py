@@ -111,7 +111,7 @@ class ProxyFilter:
     loss_fn:Callable  # Logits and labels to a mean, for the proxy
     amp:Amp  # For the proxy
     sched:object=None  # Of the proxy, stepped when it learns
-    every:int=4  # The proxy learns from one batch in so many
+    every:int=4  # The proxy learns from every `every`-th batch
 
     def __len__(self): return len(self.dl)
 
