@@ -66,9 +66,9 @@ def refuse_known(
                           'images: use held_out = 0, or another start')
     for name,images in parts.items():
         if images is None: continue
-        # Copies of training images are the data's own matter, see `warn_of_copies`
-        others = images[~torch.isin(image_keys(images), training_keys(train))]
-        n = count_trained(others, start.trained_keys)
+        # The official data sets contain copies, which no other split would remove
+        official = torch.isin(image_keys(images), training_keys(train)) & (recipe.data in ARCHIVES)
+        n = count_trained(images[~official], start.trained_keys)
         if not n: continue
         advice = 'use another start'
         if name == 'validation' and recipe.held_out: advice = 'use held_out = 0, or another start'

@@ -330,7 +330,7 @@ class SpeedRecipe(_FastNetwork):
     momentum:Fraction = .6
     # Of biases (airbench's), for each image in a step: multiplied by their number, since the loss is a mean
     bias_lr:Rate = .053
-    # Of the head (airbench's), per image; large, since logits are divided by its width. Grows with the classes
+    # Of the head (airbench's), per image; large, since logits are divided by its width. Grows with classes
     head_lr:Rate = .67
     # Of biases and the last layer: longer than Muon's, since these gradients are noisy
     sgd_momentum:Fraction = .85
