@@ -30,6 +30,7 @@ from .models import create_model
 
 # %% ../nbs/60_modelfile.ipynb #7600bb6a
 _StdDev = Annotated[float, Field(ge=1e-3, le=1)]
+_THREE = Field(min_length=3, max_length=3)
 
 class ModelCard(BaseModel):
     "What a model is, how to feed it, how it was made, how good it is."
@@ -40,8 +41,10 @@ class ModelCard(BaseModel):
     arguments:dict[str, Any] = Field(description='Arguments of the architecture')
     dataset:str = Field(description='What it was trained on')
     classes:Annotated[tuple[str, ...], Field(min_length=2)] = Field(description='Class names in index order')
-    mean:tuple[Fraction, Fraction, Fraction] = Field(description='Subtracted from each channel, 0 to 1')
-    std:tuple[_StdDev, _StdDev, _StdDev] = Field(description='Each channel is divided by it, 0 to 1')
+    mean:Annotated[tuple[Fraction, ...], _THREE] = Field(
+        description='Subtracted from each channel, 0 to 1')
+    std:Annotated[tuple[_StdDev, ...], _THREE] = Field(
+        description='Each channel is divided by it, 0 to 1')
     input_size:int = Field(ge=1, le=1024, description='Height and width of its images, in pixels')
     recipe:dict[str, Any] = Field(description='Every choice that was made for the training run')
     epochs:int = Field(ge=1, description='Passes over the training images')
