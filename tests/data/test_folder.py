@@ -280,12 +280,12 @@ def without_one_class(folder):
 
 
 @pytest.mark.parametrize("spoil, changes, said", [
-    (in_grey, {}, "are the (pictures|images) grey"),
+    (in_grey, {}, "are the images grey"),
     (lambda p: (p / "dim" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much"), {},
      "dim.7.png: the image is damaged"),
     (without_one_class, {}, "1 class folder; at least 2"),
     (lambda p: None, dict(batch_size=1000),
-     "batch_size = 1000, and [0-9]+ of the 80 (pictures|images) are left"),
+     "batch_size = 1000, and [0-9]+ of the 80 images are left"),
 ])
 def test_the_fast_recipe_refuses_by_name(snow, tmp_path_factory, *, spoil, changes, said):
     spoil(snow)

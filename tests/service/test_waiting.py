@@ -1,4 +1,4 @@
-"A crowd of clients: a full queue, and a wait that is too long. The model computes when it is told to."
+"Many clients at once: a full queue, and a wait that is too long. The model computes when it is told to."
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -13,10 +13,10 @@ from cifar_nb.serve import create_app, served
 def send(url): return httpx.post(f"{url}/predict", files={"file": JPEG}, timeout=60)
 
 
-def test_a_crowd_gets_answers_or_a_polite_no():
+def test_many_clients_get_answers_or_a_polite_no():
     settings, held = ServiceSettings(max_waiting=8, max_wait=60, backend="eager"), Held()
-    with served(create_app(settings, held)) as url, ThreadPoolExecutor(20) as crowd:
-        coming = [crowd.submit(send, url) for _ in range(20)]
+    with served(create_app(settings, held)) as url, ThreadPoolExecutor(20) as clients:
+        coming = [clients.submit(send, url) for _ in range(20)]
         try: until(lambda: sum(reply.done() for reply in coming) >= 12, 30)
         finally: held.go.set()
         replies = [reply.result() for reply in coming]
@@ -26,8 +26,8 @@ def test_a_crowd_gets_answers_or_a_polite_no():
 
 def test_a_batch_waits_no_longer_than_promised():
     settings, held = ServiceSettings(max_wait=.5, backend="eager"), Held()
-    with served(create_app(settings, held)) as url, ThreadPoolExecutor(2) as crowd:
-        first = crowd.submit(send, url)
+    with served(create_app(settings, held)) as url, ThreadPoolExecutor(2) as clients:
+        first = clients.submit(send, url)
         try:
             assert held.begun.wait(30)
             second = send(url)
@@ -38,8 +38,8 @@ def test_a_batch_waits_no_longer_than_promised():
 
 def test_the_health_check_does_not_wait_for_the_model():
     held = Held()
-    with served(create_app(ServiceSettings(backend="eager"), held)) as url, ThreadPoolExecutor(1) as crowd:
-        first = crowd.submit(send, url)
+    with served(create_app(ServiceSettings(backend="eager"), held)) as url, ThreadPoolExecutor(1) as clients:
+        first = clients.submit(send, url)
         try:
             assert held.begun.wait(30)
             assert httpx.get(f"{url}/health", timeout=10).status_code == 200 and not first.done()

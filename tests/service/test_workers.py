@@ -92,8 +92,8 @@ def all_grown(it, before, more=1):
 def test_counters_add_up(crew):
     def counted(): return crew.counted(r'cifar_nb_requests_total\{.*route="/live"')
     before = counted()
-    with ThreadPoolExecutor(4) as crowd:
-        list(crowd.map(lambda _: crew.get("/live").raise_for_status(), range(40)))
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(lambda _: crew.get("/live").raise_for_status(), range(40)))
     until(lambda: counted() == before + 40, 10)
     assert {counted() for _ in range(10)} == {before + 40}
 
@@ -249,7 +249,7 @@ def stop_while_busy(it, images=12):
     Meanwhile it takes no new ones."""
     large = saved(BASE.resize((2000, 2000)), "PNG")
     upload, *others = HalfSent(it.url), *(HalfSent(it.url, large) for _ in range(images))
-    with ThreadPoolExecutor(images) as crowd:
+    with ThreadPoolExecutor(images) as clients:
         replies = [crowd.submit(other.finish) for other in others]
         # some of the others wait for the model
         until(lambda: upload.drip() or any(reply.done() for reply in replies))
