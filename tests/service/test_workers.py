@@ -250,7 +250,7 @@ def stop_while_busy(it, images=12):
     large = saved(BASE.resize((2000, 2000)), "PNG")
     upload, *others = HalfSent(it.url), *(HalfSent(it.url, large) for _ in range(images))
     with ThreadPoolExecutor(images) as clients:
-        replies = [crowd.submit(other.finish) for other in others]
+        replies = [clients.submit(other.finish) for other in others]
         # some of the others wait for the model
         until(lambda: upload.drip() or any(reply.done() for reply in replies))
         it.process.send_signal(signal.SIGTERM)
