@@ -317,7 +317,14 @@ def serve(
     max_wait:Annotated[float|None, _setting('max_wait')]=None,
     max_body_bytes:Annotated[int|None, _setting('max_body_bytes')]=None,
     max_held_bytes:Annotated[int|None, _setting('max_held_bytes')]=None,
+    max_per_client:Annotated[int|None, _setting('max_per_client')]=None,
+    max_header_bytes:Annotated[int|None, _setting('max_header_bytes')]=None,
+    max_header_seconds:Annotated[float|None, _setting('max_header_seconds')]=None,
     max_pixels:Annotated[int|None, _setting('max_pixels')]=None,
+    decoders:Annotated[int|None, _setting('decoders')]=None,
+    max_decode_seconds:Annotated[float|None, _setting('max_decode_seconds')]=None,
+    max_decode_bytes:Annotated[int|None, _setting('max_decode_bytes')]=None,
+    allowed_hosts:Annotated[str|None, _setting('allowed_hosts')]=None,
     cors_origins:Annotated[str|None, _setting('cors_origins')]=None,
     root_path:Annotated[str|None, _setting('root_path')]=None,
     log_json:Annotated[bool|None, typer.Option(
@@ -332,8 +339,10 @@ def serve(
     settings = ServiceSettings.read(
         model=model, host=host, port=port, device=device, workers=workers, threads=threads, backend=backend,
         max_batch=max_batch, max_waiting=max_waiting, max_wait=max_wait, max_body_bytes=max_body_bytes,
-        max_held_bytes=max_held_bytes, max_pixels=max_pixels, cors_origins=cors_origins, root_path=root_path,
-        log_json=log_json)
+        max_held_bytes=max_held_bytes, max_per_client=max_per_client, max_header_bytes=max_header_bytes,
+        max_header_seconds=max_header_seconds, max_pixels=max_pixels, decoders=decoders,
+        max_decode_seconds=max_decode_seconds, max_decode_bytes=max_decode_bytes, allowed_hosts=allowed_hosts,
+        cors_origins=cors_origins, root_path=root_path, log_json=log_json)
     where = best_device(settings.device)
     check_backend(settings.backend, where)
     sock = open_port(settings.host, settings.port)

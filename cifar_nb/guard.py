@@ -8,6 +8,7 @@ __all__ = ['ServiceSettings', 'BodySize', 'HeldBytes', 'HeldPart', 'StallClock',
 
 # %% ../nbs/94_guard.ipynb #f0947287
 import asyncio
+import os
 import re
 import secrets
 import time
@@ -38,6 +39,20 @@ class ServiceSettings(Settings):
         description='Longest time in seconds that an image may wait for the model before the answer is 503')
     max_held_bytes:int = Field(200_000_000, ge=1,
         description='Bytes of all request bodies in memory; further requests are answered with 503')
+    max_per_client:int|None = Field(None, ge=1,
+        description='Images of one address that may wait for the model; not limited unless set, because all '
+                    'clients behind a proxy can have the address of the proxy')
+    max_header_bytes:int = Field(65_536, ge=1024,
+        description='Largest request line and headers together, in bytes; the answer to more is 431')
+    max_header_seconds:float = Field(10, gt=0, le=600,
+        description='Longest time in seconds from the first byte of a request to the end of its headers')
+    decoders:int = Field(0 if os.name == 'nt' else 1, ge=0, le=64,
+        description='Processes that decode small images, next to one for large images; 0 decodes in the '
+                    "service's own process")
+    max_decode_seconds:float = Field(2, gt=0, le=60,
+        description='Longest processor time in seconds that decoding one image may take')
+    max_decode_bytes:int = Field(400_000_000, ge=50_000_000,
+        description='Most memory in bytes that a decoding process may use for one image')
     max_batch:int = Field(32, ge=1, le=4096, description='Most images in one batch, and in one request')
     backend:Literal['auto', 'eager', 'bfloat16', 'compiled', 'onnx'] = Field('auto',
         description='What computes: eager, bfloat16, compiled, onnx, or auto for the fastest that agrees')
@@ -46,13 +61,18 @@ class ServiceSettings(Settings):
     api_key:SecretStr|None = Field(None, min_length=8,
         description='Key that each request must send as X-API-Key or as a bearer token; '
                     'POST /model/reload works only with a key')
+    operations_key:SecretStr|None = Field(None, min_length=8,
+        description='Key of its own for POST /model/reload; the API key does not work there once this is set')
+    allowed_hosts:Annotated[list[str], NoDecode]|None = Field(None,
+        description='Names under which browsers may reach the service, separated by commas; * means any. '
+                    'Unless set: any name, but on a loopback address only addresses and names without a dot')
     root_path:str = Field('', pattern=r'^(/[\w.~-]+)*$',
         description='Path prefix that a reverse proxy adds and strips, such as /images')
     log_json:bool = Field(False, description='Write log lines as JSON')
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* means any port')
 
-    @field_validator('api_key')
+    @field_validator('api_key', 'operations_key')
     @classmethod
     def _check_key(cls, key):
         if key and not re.fullmatch('[!-~]([ -~]*[!-~])?', key.get_secret_value()):
@@ -60,9 +80,9 @@ class ServiceSettings(Settings):
                              'an HTTP header cannot carry anything else')
         return key
 
-    @field_validator('cors_origins', mode='before')
+    @field_validator('cors_origins', 'allowed_hosts', mode='before')
     @classmethod
-    def _split_origins(cls, value):
+    def _split_commas(cls, value):
         if not isinstance(value, str): return value
         return [part.strip() for part in value.split(',') if part.strip()]
 
