@@ -11,24 +11,26 @@ import gc
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
 from .core import CifarNbError, ImageError, Settings, log
+from .decoder import Decoder, DecoderLost
 from .device import best_device
 from .explain import draw_overlay, hires_cam
 from .export import fastest, random_images, same_answers, with_backend
 from .images import normalize
 from .observe import Metrics
-from .photos import decode_image, image_pixels
 from .predict import Predictor
 from .requests import Answer, Explanation, as_data_url, busy
 
@@ -36,83 +38,76 @@ from .requests import Answer, Explanation, as_data_url, busy
 def _waited_too_long(max_wait): # A 503 to be raised
     return busy(f'the image has waited for more than {max_wait:g} seconds; try again shortly')
 
+class _ModelChanged(Exception):
+    "The pixels were made for a model of another size, which has been replaced meanwhile."
+
 @dataclass(eq=False)
 class Job:
-    "An image in the queue, and what its sender wants to know."
-    data:bytes  # An image file
+    "A decoded image in the queue, and what its sender wants to know."
+    seen:np.ndarray  # uint8 (S,S,3), what the model sees
     top_k:int  # Candidates to list
     done:asyncio.Future  # Gets an `Answer` or an exception
+    large:np.ndarray|None=None  # uint8 (V,V,3), the same in a larger size, where an overlay is wanted
     view:bool=False  # Whether to send back what the model saw
-    explain:bool=False  # Whether to send back where it looked
-    since:float=field(default_factory=time.monotonic)  # When it arrived
+    since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
 
     def begin(self,
+        size:int, # Of the model's images
         max_wait:float, # Seconds
     ):
-        "Its turn has come. Raises a 503 when it has waited for too long."
+        "Its turn has come. Raises a 503 when it has waited for too long, or `_ModelChanged`."
         if time.monotonic()-self.since > max_wait: raise _waited_too_long(max_wait)
+        if len(self.seen) != size: raise _ModelChanged
         self.begun = True
 
-# %% ../nbs/93_engine.ipynb #02aa6967
-@dataclass
-class _Ready:
-    "A decoded job."
-    job:Job
-    seen:Tensor  # What the model sees, uint8 (3,S,S)
-    image:Image.Image|None=None  # The whole image, where an overlay is wanted
-
-def _decode(
-    job:Job,
-    size:int, # Height and width of the model's images
-    max_pixels:int,
-)->_Ready:
-    "Decode the image of a job, once. Raises `ImageError`."
-    image = decode_image(job.data, max_pixels)
-    return _Ready(job, image_pixels(image, size), image if job.explain else None)
-
 # %% ../nbs/93_engine.ipynb #1e4a507f
+def _as_tensor(
+    pixels:np.ndarray, # uint8 (S,S,3)
+)->Tensor: # uint8 (3,S,S)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
 def _overlay(
-    ready:_Ready,
+    job:Job,
     class_index:int, # Whose regions are shown
     predictor:Predictor,
-)->Tensor: # uint8 (3,H,W), at least 256 pixels high and wide
+)->Tensor: # uint8 (3,V,V)
     "The regions in red that supported a class. Raises `ImageError` for a model without feature maps."
-    x = normalize(ready.seen[None], predictor.card.stats).to(predictor.device)
+    x = normalize(_as_tensor(job.seen)[None], predictor.card.stats).to(predictor.device)
     try: cam = hires_cam(predictor.model, x, torch.tensor([class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
-    assert ready.image is not None
-    return draw_overlay(ready.image, cam, max(256, predictor.card.input_size))
+    assert job.large is not None
+    return draw_overlay(Image.fromarray(job.large), cam, len(job.large))
 
 def _as_answer(
-    ready:_Ready,
+    job:Job,
     prediction,
     predictor:Predictor,
 )->Answer:
     "The prediction, with the images that its sender wants to have back."
-    view = as_data_url(ready.seen) if ready.job.view else None
+    view = as_data_url(_as_tensor(job.seen)) if job.view else None
     answer = dict(prediction, view=view)
-    if not ready.job.explain: return Answer.model_construct(**answer)
-    overlay = _overlay(ready, prediction.class_index, predictor)
+    if job.large is None: return Answer.model_construct(**answer)
+    overlay = _overlay(job, prediction.class_index, predictor)
     return Explanation.model_construct(**answer, overlay=as_data_url(overlay))
 
 # %% ../nbs/93_engine.ipynb #fee55da9
 def _compute(
-    batch:list[_Ready],
+    batch:list[Job],
     predictor:Predictor,
 )->list[Answer|Exception]: # One per image
     "The answers of a batch: one pass through the network."
     predictions = None
     try:
-        pixels = torch.stack([ready.seen for ready in batch])
-        predictions = predictor.answers(pixels, [ready.job.top_k for ready in batch])
+        pixels = torch.stack([_as_tensor(job.seen) for job in batch])
+        predictions = predictor.answers(pixels, [job.top_k for job in batch])
     except Exception as e:
         if len(batch) == 1: return [e]
     # Outside the `except` block, which would keep the memory of the failed batch
-    if predictions is None: return [outcome for ready in batch for outcome in _compute([ready], predictor)]
+    if predictions is None: return [outcome for job in batch for outcome in _compute([job], predictor)]
     outcomes:list[Answer|Exception] = []
-    for ready,prediction in zip(batch, predictions):
-        try: outcomes.append(_as_answer(ready, prediction, predictor))
+    for job,prediction in zip(batch, predictions):
+        try: outcomes.append(_as_answer(job, prediction, predictor))
         except Exception as e: outcomes.append(e)  # of this image only
     return outcomes
 
@@ -121,36 +116,32 @@ def take_batch(
     jobs:queue.SimpleQueue, # Of `Job`; `None` ends it, and is put back
     first:Job,
     max_batch:int, # Jobs in a batch
-    seconds:float=.1, # After this time no further job is taken
-)->Iterator[Job]:
-    "A batch, one job after the other; the caller may take its time for each."
-    end = time.monotonic()+seconds
-    yield first
-    for _ in range(max_batch-1):
-        if time.monotonic() > end or jobs.empty(): return
+)->list[Job]:
+    "The first job, and those that wait behind it."
+    batch = [first]
+    while len(batch) < max_batch and not jobs.empty():
         job = jobs.get()
         if job is None:
             jobs.put(None)
-            return
-        yield job
+            break
+        batch.append(job)
+    return batch
 
 def run_batch(
     jobs:Iterable[Job],
     predictor:Predictor,
-    *,
-    max_pixels:int=50_000_000, # Larger images are rejected
     max_wait:float=5, # Jobs that have waited for more seconds are rejected
 )->list[tuple[Job, Answer|Exception]]:
-    "Decode each image, then compute them together. Raises nothing: an image that fails, fails alone."
-    batch:list[_Ready] = []
+    "Compute jobs together. Raises nothing: a job that fails, fails alone."
+    batch:list[Job] = []
     failed:list[tuple[Job, Answer|Exception]] = []
     for job in jobs:
         try:
-            job.begin(max_wait)
-            batch.append(_decode(job, predictor.card.input_size, max_pixels))
+            job.begin(predictor.card.input_size, max_wait)
+            batch.append(job)
         except Exception as e: failed.append((job, e))
     outcomes = _compute(batch, predictor) if batch else []
-    return failed + [(ready.job, outcome) for ready,outcome in zip(batch, outcomes)]
+    return failed + list(zip(batch, outcomes))
 
 # %% ../nbs/93_engine.ipynb #72ff223c
 def _set_threads(
@@ -288,35 +279,51 @@ class Engine:
     def __init__(self,
         slot:ModelSlot,
         metrics:Metrics,
+        decoder:Decoder,
         *,
         max_batch:int=32, # Images in a batch
         max_waiting:int=512, # Images in the queue
-        max_wait:float=5, # Longest time in the queue, in seconds
-        max_pixels:int=50_000_000, # Larger images are rejected
+        max_wait:float=5, # Longest time from the arrival of an image to the start of its batch, in seconds
+        max_per_client:int|None=None, # Images of one client that may wait; None for any number
     ):
         self.slot = slot
         self.metrics = metrics
+        self.decoder = decoder
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.max_wait = max_wait
-        self.max_pixels = max_pixels
-        self.waiting = 0
+        self.max_per_client = max_per_client
+        self.waiting:Counter[str] = Counter()  # images of each client
+        self.busy_since:float|None = None  # start of the batch that the thread computes
+        self.failures = 0  # batches in a row of which nothing could be computed
         self.stopping = False  # whether new images are refused
         self.jobs:queue.SimpleQueue[Job|None] = queue.SimpleQueue()
         self.tried = threading.Event()  # set after the first try to load a model
 
     def open(self):
-        "Start the thread. Called in the event loop that answers go to."
+        "Start the thread and the decoder. Called in the event loop that answers go to."
         self.loop = asyncio.get_running_loop()
+        self.decoder.open()
         self.thread = threading.Thread(target=self._run, name='inference', daemon=True)
         self.thread.start()
 
-    def close(self):
-        "Finish what is in the queue and the race of the backends, then end the threads."
+    async def close(self):
+        "Finish what is in the queue and the race of the backends, then end the threads and the decoder."
         self.slot.closing = True
         self.jobs.put(None)
         self.slot.filled.set()  # wakes the thread if it waits for a model
-        self.thread.join()
+        await asyncio.to_thread(self.thread.join)
+        await self.decoder.close()
+
+    def problem(self)->str|None: # None when there is none
+        "Why images would not be answered at the moment."
+        busy_for = time.monotonic()-(self.busy_since or time.monotonic())
+        if self.stopping: return 'the service is stopping'
+        if self.slot.predictor is None: return self.slot.why
+        if not self.thread.is_alive(): return 'the inference thread has ended'
+        if busy_for > self.max_wait: return f'the model has computed one batch for {busy_for:.0f} seconds'
+        if self.failures >= 3: return f'the model has failed on the last {self.failures} batches'
+        return None
 
     def ready(self)->Predictor:
         "The predictor. Raises a 503 where there is none."
@@ -327,24 +334,53 @@ class Engine:
         "Raises a 503 when the service is stopping. Called before a body is read: what has begun is finished."
         if self.stopping: raise busy('the service is stopping; another one may be there shortly')
 
+    @contextmanager
+    def _place(self, client:str)->Iterator[None]:
+        "A place in the queue. Raises a 503 when it is full."
+        if self.waiting.total() >= self.max_waiting:
+            raise busy(f'{self.waiting.total()} images are waiting already; try again shortly')
+        if self.max_per_client and self.waiting[client] >= self.max_per_client:
+            raise busy(f'{self.max_per_client} images of yours are waiting already; try again shortly')
+        self.waiting[client] += 1
+        try: yield
+        finally:
+            self.waiting[client] -= 1
+            if not self.waiting[client]: del self.waiting[client]
+
     async def answer(self,
         data:bytes, # An image file
         top_k:int, # Candidates to list
-        **wanted, # `view` and `explain` of a `Job`
+        *,
+        client:str='', # Who sends it, such as an address
+        view:bool=False, # Whether to send back what the model saw
+        explain:bool=False, # Whether to send back where it looked
     )->Answer:
         "Wait for the thread. Raises `ImageError`, or a 503 for no model, a full queue, or too long a wait."
         self.ready()
-        if self.waiting >= self.max_waiting:
-            raise busy(f'{self.waiting} images are waiting already; try again shortly')
-        job = Job(data, top_k, self.loop.create_future(), **wanted)
-        self.waiting += 1
-        self.jobs.put(job)
+        since = time.monotonic()
+        with self._place(client):
+            while True:
+                try:
+                    seen,*large = await self._decode(data, since, explain)
+                    job = Job(seen, top_k, self.loop.create_future(), large[0] if large else None, view, since)
+                    return await self._wait(job)
+                except _ModelChanged: continue  # decode it for the new one
+                except DecoderLost as e: raise busy(f'{e}; try again shortly') from e
+
+    async def _decode(self, data, since, explain)->list[np.ndarray]:
+        size = self.ready().card.input_size
+        sizes = (size, max(256, size)) if explain else (size,)
         try:
-            await asyncio.wait([job.done], timeout=self.max_wait)
-            if job.begun or job.done.done(): return await job.done
-            job.done.cancel()  # the thread is still busy with others
-            raise _waited_too_long(self.max_wait)
-        finally: self.waiting -= 1
+            async with asyncio.timeout(since+self.max_wait-time.monotonic()):
+                return await self.decoder(data, *sizes)
+        except TimeoutError as e: raise _waited_too_long(self.max_wait) from e
+
+    async def _wait(self, job:Job)->Answer:
+        self.jobs.put(job)
+        await asyncio.wait([job.done], timeout=max(0, job.since+self.max_wait-time.monotonic()))
+        if job.begun or job.done.done(): return await job.done
+        job.done.cancel()  # the thread is still busy with others
+        raise _waited_too_long(self.max_wait)
 
     def _run(self):
         "Wait for a model, then answer until `None` comes."
@@ -354,7 +390,9 @@ class Engine:
         race.start()
         while (job := self.jobs.get()) is not None:
             jobs = take_batch(self.jobs, job, self.max_batch)
-            batch = run_batch(jobs, self.slot.predictor, max_pixels=self.max_pixels, max_wait=self.max_wait)
+            self.busy_since = time.monotonic()
+            batch = run_batch(jobs, self.slot.predictor, self.max_wait)
+            self.busy_since = None
             self._count(batch)
             self.loop.call_soon_threadsafe(_deliver, batch)
         race.join()
@@ -367,6 +405,9 @@ class Engine:
             if not self.slot.filled.wait(5): self.slot.try_load()
 
     def _count(self, batch):
-        try: self.metrics.count_batch([outcome for _,outcome in batch])
+        outcomes = [outcome for job,outcome in batch if job.begun]
+        answered = any(isinstance(outcome, Answer|ImageError) for outcome in outcomes)
+        if outcomes: self.failures = 0 if answered else self.failures+1
+        try: self.metrics.count_batch(outcomes)
         # a full disk, for example, is not a reason to leave clients without an answer
         except Exception: log.exception('a batch was not counted')

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect
 
 from .core import ImageError
 from .modelfile import ModelCard
-from .photos import EmptyImage, TooManyPixels, UnsupportedImage
+from .photos import EmptyImage, TooCostly, TooManyPixels, UnsupportedImage
 from .predict import Prediction
 
 # %% ../nbs/91_requests.ipynb #806d967a
@@ -93,7 +93,7 @@ class ImageBody(BaseModel):
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` lists')
 
 # %% ../nbs/91_requests.ipynb #2de216dd
-STATUSES = {EmptyImage: 400, TooManyPixels: 413, UnsupportedImage: 415, ImageError: 422}
+STATUSES = {EmptyImage: 400, TooManyPixels: 413, TooCostly: 413, UnsupportedImage: 415, ImageError: 422}
 
 def status_of(
     error:ImageError,
@@ -230,7 +230,7 @@ _PROBLEMS = {
     403: 'The service has no key',
     408: 'The body did not come in time',
     409: 'The new model cannot be used; the old one stays',
-    413: 'Body over the byte limit, or image over the pixel limit',
+    413: 'Body over the byte limit, image over the pixel limit, or an image that costs too much to decode',
     415: 'Not a JPEG, PNG, GIF, WebP or BMP',
     422: 'No image, bad base64, damaged image, or a bad parameter',
     503: 'No model, or too many waiting requests; see Retry-After',

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError, log
+from .decoder import Decoder
 from .engine import Engine, ModelSlot
 from .guard import AddPrefix, GuardBodies, ServiceSettings, check_key, origin_pattern
 from .modelfile import ModelCard
@@ -63,8 +64,12 @@ async def _engine(request:Request)->Engine: return request.app.state.engine
 
 async def _settings(request:Request)->ServiceSettings: return request.app.state.settings
 
+# Behind a trusted proxy, uvicorn has read the address of the proxy's client
+async def _client(request:Request)->str: return request.client.host if request.client else ''
+
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
+Client = Annotated[str, Depends(_client)]
 TopK = Annotated[int, Query(ge=1, le=1000, description='How many candidates `top` lists')]
 View = Annotated[bool, Query(description='Send back the image as the model saw it')]
 Key = Annotated[str|None, Security(APIKeyHeader(
@@ -115,9 +120,7 @@ async def health(engine:EngineDep):
     "Whether requests will be answered."
     slot = engine.slot
     p = slot.predictor
-    why = None
-    if p is None: why = slot.why
-    if engine.stopping: why = 'the service is stopping'
+    why = engine.problem()
     found = Health(
         status='unavailable' if why else 'ok', detail=why, model_loaded=p is not None,
         model=p.name if p else None,
@@ -158,51 +161,52 @@ def _reply(answer:BaseModel)->Response: # JSON
     return Response(answer.model_dump_json(), media_type='application/json')
 
 @predictions.post('/predict', response_model=Answer, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
-async def predict(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
+async def predict(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
     "The class of an image, sent as a form field `file` (or `image`), or as JSON with `image_base64`."
     data,wanted = await read_request(request)
-    return _reply(await engine.answer(data, wanted or top_k, view=view))
+    return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
 @predictions.post('/predict_base64', response_model=Answer, responses=_REFUSALS,
                   openapi_extra=request_body(_JSON_BODY))
-async def predict_base64(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
+async def predict_base64(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
     "The class of an image, sent as JSON with `image_base64`."
     data,wanted = await read_json(request)
-    return _reply(await engine.answer(data, wanted or top_k, view=view))
+    return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
 @predictions.post('/explain', response_model=Explanation, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
-async def explain(request:Request, engine:EngineDep, top_k:TopK=5, view:View=False):
+async def explain(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
     "The class of an image, and where in it the model looked."
     data,wanted = await read_request(request)
-    return _reply(await engine.answer(data, wanted or top_k, view=view, explain=True))
+    return _reply(await engine.answer(data, wanted or top_k, client=client, view=view, explain=True))
 
 @predictions.post('/classify/', responses=_REFUSALS, openapi_extra=request_body(form_body('image')))
-async def classify(request:Request, engine:EngineDep)->Named:
+async def classify(request:Request, engine:EngineDep, client:Client)->Named:
     "The name of the class and nothing else, for an image in the form field `image`."
     data,_ = await read_request(request)
-    return Named(prediction=(await engine.answer(data, 1)).class_name)
+    return Named(prediction=(await engine.answer(data, 1, client=client)).class_name)
 
 # %% ../nbs/95_serve.ipynb #6b0df875
 async def _answer_one(
     engine:Engine,
     data:bytes, # An image file
     top_k:int, # Candidates to list
-    view:bool, # Whether to send back what the model saw
+    **wanted, # `client` and `view` of `Engine.answer`
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
-    try: return await engine.answer(data, top_k, view=view)
+    try: return await engine.answer(data, top_k, **wanted)
     except ImageError as e: return Failure(detail=str(e), status=status_of(e))
     except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
 
 async def predict_batch(
-    request:Request, engine:EngineDep, settings:SettingsDep, *, top_k:TopK=5, view:View=False,
+    request:Request, engine:EngineDep, settings:SettingsDep, client:Client, *, top_k:TopK=5, view:View=False,
 ):
     """The classes of several images, sent as files of a form.
 
     A list in their order, each a prediction or an error of its own."""
     engine.ready()
     images = await read_files(request, settings.max_batch)
-    found = await asyncio.gather(*(_answer_one(engine, data, top_k, view) for data in images))
+    answers = (_answer_one(engine, data, top_k, client=client, view=view) for data in images)
+    found = await asyncio.gather(*answers)
     rows = ','.join(one.model_dump_json() for one in found)
     return Response(f'[{rows}]', media_type='application/json')
 
@@ -259,7 +263,7 @@ async def _lifespan(app:FastAPI)->AsyncIterator[None]:
     if app.state.crew.supervisor is not None: await asyncio.to_thread(engine.tried.wait)
     _listen_for_signals(engine)
     yield
-    await asyncio.to_thread(engine.close)
+    await engine.close()
 
 def create_app(
     settings:ServiceSettings|None=None, # Read from the environment when None
@@ -278,9 +282,12 @@ def create_app(
         lifespan=_lifespan, exception_handlers=ERROR_HANDLERS)
     app.state.settings = settings
     app.state.crew = crew
+    decoder = Decoder(
+        settings.decoders, max_pixels=settings.max_pixels, seconds=settings.max_decode_seconds,
+        memory=settings.max_decode_bytes)
     app.state.engine = Engine(
-        slot, metrics, max_batch=settings.max_batch, max_waiting=settings.max_waiting,
-        max_wait=settings.max_wait, max_pixels=settings.max_pixels)
+        slot, metrics, decoder, max_batch=settings.max_batch, max_waiting=settings.max_waiting,
+        max_wait=settings.max_wait, max_per_client=settings.max_per_client)
     _add_middleware(app, settings, metrics)
     app.mount('/static', StaticFiles(directory=_STATIC), name='static')
     keyed = [Depends(_require_key)] if settings.api_key is not None else []
