@@ -362,8 +362,8 @@ class Engine:
             while True:
                 try:
                     seen,*large = await self._decode(data, since, explain)
-                    job = Job(seen, top_k, self.loop.create_future(), large[0] if large else None, view, since)
-                    return await self._wait(job)
+                    done = self.loop.create_future()
+                    return await self._wait(Job(seen, top_k, done, large[0] if large else None, view, since))
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderLost as e: raise busy(f'{e}; try again shortly') from e
 

@@ -161,20 +161,20 @@ def _reply(answer:BaseModel)->Response: # JSON
     return Response(answer.model_dump_json(), media_type='application/json')
 
 @predictions.post('/predict', response_model=Answer, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
-async def predict(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
+async def predict(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
     "The class of an image, sent as a form field `file` (or `image`), or as JSON with `image_base64`."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
 @predictions.post('/predict_base64', response_model=Answer, responses=_REFUSALS,
                   openapi_extra=request_body(_JSON_BODY))
-async def predict_base64(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
+async def predict_base64(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
     "The class of an image, sent as JSON with `image_base64`."
     data,wanted = await read_json(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
 @predictions.post('/explain', response_model=Explanation, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
-async def explain(request:Request, engine:EngineDep, client:Client, top_k:TopK=5, view:View=False):
+async def explain(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
     "The class of an image, and where in it the model looked."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view, explain=True))
