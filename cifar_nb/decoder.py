@@ -7,6 +7,7 @@ __all__ = ['SMALL_BYTES', 'Lane', 'fast_lane', 'DecoderLost', 'Decoder']
 
 # %% ../nbs/62_decoder.ipynb #62004aa
 import asyncio
+import base64
 import json
 import mmap
 import os
@@ -283,6 +284,8 @@ class _ThreadLane:
         finally: self.asking -= 1
 
 # %% ../nbs/62_decoder.ipynb #62024aa
+_DOT = base64.b64decode('R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw==')  # a GIF of one pixel
+
 class DecoderLost(CifarNbError):
     "The decoding processes cannot work at the moment."
 
@@ -305,9 +308,11 @@ class Decoder:
             self.fast = [_ProcessLane(fast, depth=16) for _ in range(processes)]
             self.slow = _ProcessLane(slow, depth=1)
 
-    def open(self):
-        "Start decoding. Called in the event loop."
-        for lane in (*self.fast, self.slow): lane.open()
+    async def open(self):
+        "Start decoding, and wait until each lane has decoded a first image, or for ten seconds."
+        lanes = (*self.fast, self.slow)
+        for lane in lanes: lane.open()
+        await asyncio.wait([asyncio.create_task(lane.ask(_DOT, (1,))) for lane in lanes], timeout=10)
 
     async def close(self):
         "End all processes."

@@ -300,12 +300,12 @@ class Engine:
         self.jobs:queue.SimpleQueue[Job|None] = queue.SimpleQueue()
         self.tried = threading.Event()  # set after the first try to load a model
 
-    def open(self):
+    async def open(self):
         "Start the thread and the decoder. Called in the event loop that answers go to."
         self.loop = asyncio.get_running_loop()
-        self.decoder.open()
         self.thread = threading.Thread(target=self._run, name='inference', daemon=True)
         self.thread.start()
+        await self.decoder.open()
 
     async def close(self):
         "Finish what is in the queue and the race of the backends, then end the threads and the decoder."

@@ -171,15 +171,15 @@ def to_rgb(
 def shrink(
     image:Image.Image, # Decoded and upright
     size:int, # Height and width of the model's images
-)->Image.Image: # The same object where the short side is less than eight times `size`
-    "The centred square, averaged over blocks of pixels: at least four times `size` along each side."
+    small:int=4_000_000, # Images with at most so many pixels stay as they are
+)->Image.Image: # The same object where there is nothing to gain
+    "The centred square of a large image, averaged over blocks: at least four times `size` along each side."
     side = min(image.size)
     factor = side//(4*size)
-    if factor < 2: return image
+    if factor < 2 or image.width*image.height <= small: return image
     # One pixel more where the margins are odd, so that the centre stays where it is
-    across,down = (image.width-side)/2,(image.height-side)/2
-    box = (int(across), int(down), image.width-int(across), image.height-int(down))
-    square = image.crop(box)
+    across,down = (image.width-side)//2,(image.height-side)//2
+    square = image.crop((across, down, image.width-across, image.height-down))
     if square.mode[:1] in '1PI' or 'transparency' in square.info: square = to_rgb(square)
     return square.reduce(factor)
 

@@ -259,7 +259,7 @@ def _add_middleware(app:FastAPI, settings:ServiceSettings, metrics:Metrics):
 @asynccontextmanager
 async def _lifespan(app:FastAPI)->AsyncIterator[None]:
     engine = app.state.engine
-    engine.open()
+    await engine.open()
     if app.state.crew.supervisor is not None: await asyncio.to_thread(engine.tried.wait)
     _listen_for_signals(engine)
     yield

@@ -59,7 +59,12 @@ class Service:
         found = [p for name in ("home", "tmp") for p in (self.folder / name).rglob("*")]
         return {str(p.relative_to(self.folder)) for p in found if not p.name.startswith("torchinductor_")}
 
-    def memory(self): return psutil.Process(self.process.pid).memory_info().rss
+    def memory(self):
+        "Bytes of all its processes; what they have in common counts several times."
+        total, root = 0, psutil.Process(self.process.pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error): total += process.memory_info().rss
+        return total
 
     def workers(self):
         "Process numbers of those that answer; multiprocessing's resource tracker is a child too."
