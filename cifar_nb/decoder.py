@@ -294,7 +294,7 @@ class Decoder:
     def __init__(self,
         processes:int=1, # For small images, next to one for large images; 0 uses threads of this process
         *,
-        max_pixels:int=MAX_PIXELS, # Of a JPEG; a third of it in other formats
+        max_pixels:int=MAX_PIXELS, # Larger images are rejected
         seconds:float=2, # Longest processor time for one image
         memory:int=400_000_000, # Most memory for one image, in bytes
     ):

@@ -32,7 +32,7 @@ class ServiceSettings(Settings):
     max_body_bytes:int = Field(10_000_000, ge=1, description='Largest request body, in bytes')
     # Pillow itself rejects images with more pixels than the upper limit
     max_pixels:int = Field(50_000_000, ge=1, le=178_956_970,
-        description='Largest image, in pixels, checked before decoding')
+        description='Largest JPEG, in pixels, checked before decoding; other formats may have 16 million')
     max_waiting:int = Field(512, ge=1,
         description='Images that may wait for the model; further requests are answered with 503')
     max_wait:float = Field(5, gt=0, le=600,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 
 import httpx
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -113,6 +114,39 @@ def test_max_pixels(predictor):
             assert post(client, file.getvalue()).status_code == status
 
 
+def decoding_processes():
+    "Those that this process has started, without the workers that they fork."
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    return sum("cifar_nb.decoder" in command for command in commands)
+
+
+def test_decoders(predictor):
+    for decoders, processes in ((0, 0), (1, 2), (2, 3)):
+        with running(predictor, decoders=decoders) as client:
+            assert decoding_processes() == processes and post(client).status_code == 200
+        assert decoding_processes() == 0
+
+
+def of_a_bit(width, height):
+    "A PNG of few bytes and many pixels."
+    Image.new("1", (width, height)).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def test_max_decode_seconds(predictor):
+    for seconds, status in ((.01, 413), (20, 200)):
+        with running(predictor, max_decode_seconds=seconds, max_wait=60) as client:
+            assert post(client, of_a_bit(4000, 4000)).status_code == status
+
+
+def test_max_decode_bytes(predictor):
+    Image.new("RGB", (4000, 4000)).save(large := io.BytesIO(), "PNG")
+    for most, status in ((50_000_000, 413), (400_000_000, 200)):
+        with running(predictor, max_decode_bytes=most, max_wait=60) as client:
+            assert post(client, large.getvalue()).status_code == status
+            assert post(client).status_code == 200
+
+
 def test_max_waiting(predictor):
     held = Held()
     with running(held, max_waiting=1, max_wait=60) as client, ThreadPoolExecutor(1) as crowd:
@@ -120,6 +154,18 @@ def test_max_waiting(predictor):
         try:
             assert held.begun.wait(30)
             assert post(client).status_code == 503
+        finally: held.go.set()
+        assert first.result().status_code == 200
+
+
+def test_max_per_client():
+    held = Held()
+    with running(held, max_per_client=1, max_wait=60) as client, ThreadPoolExecutor(1) as others:
+        first = others.submit(post, client)
+        try:
+            assert held.begun.wait(30)
+            refused = post(client)
+            assert refused.status_code == 503 and "of yours" in refused.text
         finally: held.go.set()
         assert first.result().status_code == 200
 
