@@ -258,7 +258,7 @@ def origin_pattern(
 
 # %% ../nbs/94_guard.ipynb #d6e1dde4
 class AddPrefix:
-    "ASGI middleware: put back the path prefix that a reverse proxy has cut off."
+    "ASGI middleware: put back the path prefix of a reverse proxy, if the proxy has cut it off."
     def __init__(self,
         app, # The ASGI application below
         prefix:str, # Such as /images; empty for none
@@ -269,6 +269,7 @@ class AddPrefix:
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'http' and not scope.get('root_path'):
             scope['root_path'] = self.prefix
-            scope['path'] = self.prefix + scope['path']
-            scope['raw_path'] = self.prefix.encode() + scope['raw_path']
+            if not scope['path'].startswith(self.prefix + '/'):
+                scope['path'] = self.prefix + scope['path']
+                scope['raw_path'] = self.prefix.encode() + scope['raw_path']
         await self.app(scope, receive, send)

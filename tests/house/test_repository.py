@@ -3,6 +3,8 @@ import re
 
 from tools.repository import ROOT
 
+from cifar_nb.guard import ServiceSettings
+
 
 def test_bundled_models_are_small():
     assert sum(path.stat().st_size for path in ROOT.glob("cifar_nb/weights/*.safetensors")) < 13e6
@@ -20,3 +22,19 @@ def test_actions_are_named_by_digests():
 def test_contributing_is_three_pages():
     words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()
     assert len(words) < 1700
+
+
+def test_security_is_two_pages():
+    assert len((ROOT / "SECURITY.md").read_text(encoding="utf-8").split()) < 1130
+
+
+def test_security_names_the_defaults():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.M)
+    limits = {name for name in ServiceSettings.model_fields if name.startswith("max_")}
+    assert limits <= {name for name, _ in rows}
+    for name, said in rows:
+        default = ServiceSettings.model_fields[name].default
+        expected = "not set" if default is None else f"{default:,}" if isinstance(default, int) else default
+        # Windows decodes in the service's own process
+        if name != "decoders" or default: assert said == str(expected), name

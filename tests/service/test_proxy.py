@@ -1,15 +1,20 @@
-"The service behind a reverse proxy that serves it under /images."
+"The service behind a reverse proxy that serves it under /images: one in Python, and nginx as in the README."
 import re
 import shutil
+import socket
 import subprocess
-from contextlib import contextmanager
+import sys
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import urljoin
 
 import httpx
 import pytest
-from tools.files import PNG
+from starlette.responses import PlainTextResponse
+from tools.files import PNG, noise
+from tools.repository import ROOT
 from tools.server import until
 
 from cifar_nb.guard import ServiceSettings
@@ -17,13 +22,15 @@ from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 
 PREFIX = "/images"
-NGINX = """daemon off; pid FOLDER/pid; error_log FOLDER/error.log; events {}
+# What the README leaves to nginx.conf; one process, which may write into our folder
+NGINX = """daemon off; master_process off; pid FOLDER/pid; error_log FOLDER/error.log; events {}
 http {
-  access_log off; client_max_body_size 20m;
-  client_body_temp_path FOLDER/body; proxy_temp_path FOLDER/proxy; fastcgi_temp_path FOLDER/f;
-  uwsgi_temp_path FOLDER/u; scgi_temp_path FOLDER/s;
-  server { listen 127.0.0.1:PORT;
-    location /images/ { proxy_pass TARGET/; proxy_set_header Host $http_host; } } }"""
+  access_log off; client_body_temp_path FOLDER/body; proxy_temp_path FOLDER/proxy;
+  fastcgi_temp_path FOLDER/f; uwsgi_temp_path FOLDER/u; scgi_temp_path FOLDER/s;
+  SITE
+}"""
+needs_nginx = pytest.mark.skipif(
+    not shutil.which("nginx"), reason="nginx is not installed; on Debian: apt-get install nginx-light")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +67,25 @@ def proxy(target):
         finally: server.shutdown()
 
 
+def site(port, target, **changes):
+    "The README's configuration, for this port and this service; further `changes` are values of directives."
+    text = re.search(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    places = {"listen 80": f"listen 127.0.0.1:{port}", "server_name example.org": "server_name 127.0.0.1",
+              "http://127.0.0.1:8000": target}
+    for old, new in places.items():
+        assert old in text
+        text = text.replace(old, new)
+    for name, value in changes.items():
+        text, n = re.subn(rf"(?<={name} )[^;]+", value, text)
+        assert n == 1, name
+    return text
+
+
 @contextmanager
-def nginx(target, folder):
-    "The same by nginx, at a port that was free a moment ago."
+def nginx(target, folder, **changes):
+    "nginx as the README sets it up, at a port that was free a moment ago."
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as free: port = free.server_port
-    text = NGINX.replace("FOLDER", str(folder)).replace("PORT", str(port)).replace("TARGET", target)
+    text = NGINX.replace("FOLDER", str(folder)).replace("SITE", site(port, target, **changes))
     (folder / "nginx.conf").write_text(text)
     process = subprocess.Popen(["nginx", "-p", folder, "-c", folder / "nginx.conf"])
 
@@ -117,11 +138,128 @@ def test_behind_a_proxy_with_a_prefix(url):
         check_routes(front + PREFIX)
 
 
-def test_behind_nginx_with_a_prefix(url, tmp_path):
-    if not shutil.which("nginx"): pytest.skip("nginx is not installed here")
-    with nginx(url, tmp_path) as front:
+def test_behind_a_proxy_that_keeps_the_prefix(url):
+    check_pages(url + PREFIX)
+    check_routes(url + PREFIX)
+
+
+@needs_nginx
+@pytest.mark.parametrize("prefix", ["cut", "kept"])
+def test_behind_nginx_with_a_prefix(url, tmp_path, prefix):
+    changes = {} if prefix == "cut" else {"proxy_pass": url}
+    with nginx(url, tmp_path, **changes) as front:
         check_pages(front + PREFIX)
         check_routes(front + PREFIX)
+        assert httpx.get(front + PREFIX, follow_redirects=True).url == f"{front}{PREFIX}/"
+
+
+OPERATIONS = ("/metrics", "/metrics/", "/model/reload", "/model/reload/", "/model/reload?x=1",
+              "//model/reload", "/model/./reload", "/docs/../model/reload", "/%6dodel/reload",
+              "/model%2freload", "/%6detrics")
+
+
+@needs_nginx
+@pytest.mark.parametrize("prefix", ["cut", "kept"])
+def test_nginx_hides_the_operations(url, tmp_path, prefix):
+    changes = {} if prefix == "cut" else {"proxy_pass": url}
+    with nginx(url, tmp_path, **changes) as front:
+        for path in OPERATIONS:
+            for send in (httpx.get, httpx.post):
+                reply = send(front + PREFIX + path)
+                assert reply.status_code == 404 and "nginx" in reply.text, (path, reply.text)
+        for path in ("/metrics", "/model/reload"): assert httpx.post(front + path).status_code == 404
+        assert httpx.get(f"{front}{PREFIX}/model").status_code == 200
+
+
+@needs_nginx
+def test_nginx_refuses_large_headers_and_foreign_hosts(url, tmp_path):
+    with nginx(url, tmp_path) as front:
+        live = f"{front}{PREFIX}/live"
+        assert httpx.get(live, headers={"X-Long": "x" * 6000}).status_code == 200
+        assert httpx.get(live, headers={"X-Long": "x" * 100_000}).status_code == 400
+        assert httpx.get(live, headers={f"X-{i}": "x" * 1000 for i in range(100)}).status_code == 400
+        assert httpx.get(f"{live}?{'x' * 20_000}").status_code == 414
+        kind = {"Content-Type": ";" * 100_000}
+        assert httpx.post(f"{front}{PREFIX}/predict", headers=kind, content=PNG).status_code == 400
+        with pytest.raises(httpx.RemoteProtocolError): httpx.get(live, headers={"Host": "evil.example"})
+
+
+def seconds_until_closed(front, *parts):
+    "How long a connection lasts over which these parts come, one every tenth of a second, again and again."
+    host, port = front.removeprefix("http://").split(":")
+    since = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=.1) as sock:
+        sock.sendall(parts[0])
+        while time.monotonic() < since + 20:
+            try:
+                if not sock.recv(1000): break
+            except TimeoutError:
+                with suppress(ConnectionError): sock.sendall(parts[-1])
+            except ConnectionError: break
+    return time.monotonic() - since
+
+
+@needs_nginx
+def test_nginx_cuts_off_a_client_with_slow_headers(url, tmp_path):
+    with nginx(url, tmp_path, client_header_timeout="1s") as front:
+        half = f"GET {PREFIX}/live HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ".encode()
+        assert .5 < seconds_until_closed(front, half, b"x") < 10
+        assert .5 < seconds_until_closed(front, b"GE", b"") < 10
+        assert httpx.get(f"{front}{PREFIX}/live").status_code == 200
+
+
+@needs_nginx
+def test_nginx_passes_a_request_on_when_it_is_complete(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        service.settimeout(.5)
+        with nginx(f"http://127.0.0.1:{service.getsockname()[1]}", tmp_path) as front:
+            host, port = front.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=20) as client:
+                head = f"POST {PREFIX}/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3000000\r\n"
+                client.sendall(head.encode() + b"X-Forwarded-For: 6.6.6.6\r\n\r\n" + bytes(2_999_999))
+                with pytest.raises(TimeoutError): service.accept()
+                client.sendall(b"\0")
+                asked, _ = service.accept()
+                with asked: heard = asked.recv(1000).decode("latin1").lower()
+    assert "post /predict http/1.1" in heard
+    assert "x-forwarded-for: 127.0.0.1" in heard and "6.6.6.6" not in heard
+
+
+@needs_nginx
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address without set-up")
+def test_the_service_knows_the_address_of_a_client_behind_nginx(tmp_path):
+    async def say_address(scope, receive, send):
+        if scope["type"] == "http": await PlainTextResponse(scope["client"][0])(scope, receive, send)
+    elsewhere = httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    with served(say_address) as url, nginx(url, tmp_path) as front, elsewhere as client:
+        claimed = {"X-Forwarded-For": "6.6.6.6"}
+        assert client.get(f"{front}{PREFIX}/", headers=claimed).text == "127.0.0.2"
+
+
+@needs_nginx
+def test_nginx_passes_on_large_bodies_up_to_the_limit(url, tmp_path):
+    with nginx(url, tmp_path) as front:
+        def post(content):
+            return httpx.post(f"{front}{PREFIX}/predict", files={"file": content}, timeout=60).status_code
+        assert post(noise(1500)) == 200  # some 7 MB
+        assert post(bytes(10_200_000)) == 413  # refused by the service
+        assert post(bytes(12_000_000)) == 413  # refused by nginx
+
+
+@needs_nginx
+def test_nginx_limits_the_rate_of_one_address(url, tmp_path):
+    with nginx(url, tmp_path, proxy_read_timeout="60s") as front, httpx.Client(timeout=60) as client:
+        asked = [client.post(f"{front}{PREFIX}/nowhere").status_code for _ in range(200)]
+        assert set(asked) == {404, 429} and asked[:40] == [404] * 40
+        assert {client.get(f"{front}{PREFIX}/live").status_code for _ in range(100)} == {200}
+
+
+def test_the_limits_of_nginx_fit_those_of_the_service():
+    "A whole request of the service fits through; nginx waits longer than the service does."
+    text, service = site(80, "http://x"), ServiceSettings()
+    assert int(re.search(r"client_max_body_size (\d+)m", text)[1]) * 2**20 >= service.max_body_bytes
+    assert int(re.search(r"client_header_timeout (\d+)s", text)[1]) <= service.max_header_seconds
+    assert int(re.search(r"proxy_read_timeout (\d+)s", text)[1]) > 2 * service.max_wait
 
 
 def test_files_of_the_page_are_revalidated(url):

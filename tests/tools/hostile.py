@@ -1,0 +1,505 @@
+"""Image files of at most 9.9 MB that cost a careless reader far more time or memory than they should.
+
+    python tests/tools/hostile.py            list the names
+    python tests/tools/hostile.py NAME > FILE
+
+`HOSTILE` maps each name to a function that makes the file, in a second or two. Most files hold 32 x 32
+pixels, or one colour. They are of five kinds: notes that take long to read, canvases that unpack to far more
+than they were, scans that go through the image again and again, animations with far too many frames, and data
+that never ends but draws nothing."""
+import io
+import struct
+import sys
+import zlib
+
+import numpy as np
+from PIL import Image
+
+LIMIT = 9_900_000  # Bytes of one file: a little less than a request may have
+SIDE = 7071  # Of a square that has almost 50 million pixels, the most that was ever accepted
+WEBP_SIZE = 16_383, 3050  # The same for WebP, which has a largest width
+HOSTILE = {}
+
+
+def hostile(make):
+    HOSTILE[make.__name__] = make
+    return make
+
+
+def saved(image, kind, **how):
+    image.save(file := io.BytesIO(), kind, **how)
+    return file.getvalue()
+
+
+def filled(start, part, end=b""):
+    "As many copies of a part as fit between start and end."
+    return start + part * ((LIMIT - len(start) - len(end)) // len(part)) + end
+
+
+# Parts of PNG files
+
+def chunk(kind, data=b""):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_around(*chunks):
+    "A small PNG with these chunks after its header."
+    whole = saved(Image.new("RGB", (32, 32)), "PNG")
+    return whole[:33] + b"".join(chunks) + whole[33:]
+
+
+def png_filled(part):
+    "A small PNG with as many copies of a chunk as fit."
+    whole = png_around()
+    return filled(whole[:33], part, whole[33:])
+
+
+def png_of_rows(size, depth, colour, *, rows, interlaced=0):
+    "A PNG of rows that are all zero: pairs of their length and their number."
+    packer, packed = zlib.compressobj(9), []
+    for length, n in rows:
+        left = (1 + length) * n
+        packed += [packer.compress(bytes(min(2**24, left - i))) for i in range(0, left, 2**24)]
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlaced)
+    data = b"".join(packed) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND")
+
+
+def adam7_rows(width, height, bits):
+    "Length and number of the rows in each of the seven passes of an interlaced PNG."
+    for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+                         (0, 1, 1, 2)):
+        yield (-(-(width - x) // dx) * bits + 7) // 8, -(-(height - y) // dy)
+
+
+# Parts of JPEG files
+
+def segment(marker, data=b""):
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def jpeg_around(*segments):
+    "A small JPEG with these segments before all others."
+    whole = saved(Image.new("RGB", (32, 32)), "JPEG")
+    return whole[:2] + b"".join(segments) + whole[2:]
+
+
+def jpeg_filled(part):
+    "A small JPEG with as many copies of a segment as fit."
+    whole = jpeg_around()
+    return filled(whole[:2], part, whole[2:])
+
+
+def frame_header(kind, components, size=(SIDE, SIDE)):
+    "Start of frame: 0xc0 baseline, 0xc2 progressive, 0xc9 and 0xca the same with arithmetic coding."
+    parts = b"".join(bytes([i, 0x11, 0]) for i in range(1, components + 1))
+    return segment(kind, b"\x08" + struct.pack(">HH", *size[::-1]) + bytes([components]) + parts)
+
+
+def scan(components, first, last, bits=0):
+    "Start of a scan of the coefficients from `first` to `last`."
+    chosen = b"".join(bytes([c, 0]) for c in components)
+    return segment(0xda, bytes([len(components)]) + chosen + bytes([first, last, bits]))
+
+
+QUANTISATION = segment(0xdb, b"\0" + b"\1" * 64)
+
+
+def jpeg_of_scans(kind, components, *parts):
+    "A large JPEG from its scans; `parts` come as they are."
+    return b"\xff\xd8" + QUANTISATION + frame_header(kind, components) + b"".join(parts) + b"\xff\xd9"
+
+
+# Parts of WebP files
+
+def webp(size, flags, *chunks):
+    "An extended WebP file."
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    body = b"WEBP" + webp_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + canvas) + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def webp_chunk(kind, data=b""):
+    return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def webp_pixels(side=8):
+    "The chunk that holds the pixels of a small WebP."
+    return saved(Image.new("RGB", (side, side)), "WEBP", lossless=True)[12:]
+
+
+def webp_around(flag, *chunks):
+    "A small WebP with these chunks behind its pixels."
+    return webp((8, 8), flag, webp_pixels(), *chunks)
+
+
+# EXIF
+
+def ifd(*entries):
+    "A table of EXIF: tag, type, count, and the value or where it is."
+    rows = [struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries]
+    return struct.pack(">H", len(rows)) + b"".join(rows) + bytes(4)
+
+
+def tiff(*entries, blob=b"", n=1):
+    "EXIF with one table. A value of None means the `blob`, `n` of which follow the table."
+    at = struct.pack(">I", 8 + 2 + 12 * len(entries) + 4)
+    told = [(*entry[:3], at if entry[3] is None else entry[3]) for entry in entries]
+    return b"MM\0*\0\0\0\x08" + ifd(*told) + blob * n
+
+
+SHORT, LONG, RATIONAL, SRATIONAL = 3, 4, 5, 10
+TURNED = (0x112, SHORT, 1, b"\0\6\0\0")  # Orientation 6: a quarter turn
+THIRDS = struct.pack(">II", 7, 3)
+
+
+def shared_rationals(n=1_190_000):
+    "EXIF of four tables that all say that the same million rationals are theirs."
+    def at(place): return struct.pack(">I", place)
+    main, exif, gps = 8, 8 + 54, 8 + 54 + 30
+    other = gps + 18
+    blob = at(other + 18)
+    return (b"MM\0*" + at(main)
+            + ifd((0x111, RATIONAL, n, blob), TURNED, (0x8769, LONG, 1, at(exif)), (0x8825, LONG, 1, at(gps)))
+            + ifd((0x829a, RATIONAL, n, blob), (0xa005, LONG, 1, at(other)))
+            + ifd((2, RATIONAL, n, blob)) + ifd((0x111, RATIONAL, n, blob)) + THIRDS * n)
+
+
+def jpeg_exif(data, size=65_500):
+    "A small JPEG whose EXIF is spread over as many segments as it needs."
+    return jpeg_around(*(segment(0xe1, b"Exif\0\0" + data[i:i + size]) for i in range(0, len(data), size)))
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return exif
+
+
+# Notes that take long to read
+
+@hostile
+def png_exif_shared(): return png_around(chunk(b"eXIf", shared_rationals()))
+
+
+@hostile
+def webp_exif_shared(): return webp_around(8, webp_chunk(b"EXIF", shared_rationals()))
+
+
+@hostile
+def jpeg_exif_shared(): return jpeg_exif(shared_rationals())
+
+
+@hostile
+def png_exif_long_orientation():
+    "The orientation itself is a list of more than a million fractions."
+    n = 1_200_000
+    fraction = struct.pack(">II", 777_777_777, 1_333_333_333)
+    return png_around(chunk(b"eXIf", tiff((0x112, SRATIONAL, n, None), blob=fraction, n=n)))
+
+
+@hostile
+def png_exif_all_tags():
+    "Every tag there is, each of which says that it is far longer than the file."
+    tags = [(tag, SHORT, 60_000_000, b"\0\0\0\1") for tag in range(65_535)]
+    return png_around(chunk(b"eXIf", tiff(*tags)))
+
+
+@hostile
+def png_exif_chunks(): return png_filled(chunk(b"eXIf"))
+
+
+@hostile
+def png_exif_in_hexadecimal():
+    return png_filled(chunk(b"tEXt", b"Raw profile type exif\0\n\n\n" + b"45\n" * 3_200_000))
+
+
+@hostile
+def png_profiles():
+    "Thousands of colour profiles, each of which unpacks to a megabyte."
+    return png_filled(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2**20 - 10), 9)))
+
+
+@hostile
+def png_packed_texts():
+    "As many packed texts as Pillow's limit of 64 MB lets pass."
+    packed = zlib.compress(bytes(2**20 - 10), 9)
+    return png_around(*(chunk(b"zTXt", b"%x\0\0" % i + packed) for i in range(63)))
+
+
+@hostile
+def png_packed_texts_without_a_key():
+    "They do not count towards that limit."
+    return png_filled(chunk(b"zTXt", b"\0\0" + zlib.compress(bytes(2**20 - 10), 9)))
+
+
+@hostile
+def png_texts_not_in_utf8():
+    "They do not count either: the last byte of each is damaged."
+    packed = zlib.compress(bytes(2**20 - 10) + b"\xff", 9)
+    return png_filled(chunk(b"iTXt", b"x\0\1\0\0\0" + packed))
+
+
+@hostile
+def png_plain_texts():
+    return png_around(*(chunk(b"tEXt", b"%x\0" % i) for i in range(520_000)))
+
+
+@hostile
+def png_xmp():
+    return png_filled(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b'tiff:Orientation="' * 520_000))
+
+
+@hostile
+def png_unknown_chunks(): return png_filled(chunk(b"abCd"))
+
+
+@hostile
+def png_palettes(): return png_filled(chunk(b"PLTE", bytes(768)))
+
+
+@hostile
+def jpeg_exif_bytes():
+    "Almost a million EXIF segments of one byte; joining them copies the whole each time."
+    return jpeg_filled(segment(0xe1, b"Exif\0\0x"))
+
+
+@hostile
+def jpeg_exif_kilobytes(): return jpeg_filled(segment(0xe1, b"Exif\0\0" + b"x" * 1000))
+
+
+@hostile
+def jpeg_exif_resolution():
+    "The resolution, which is read when a JPEG is opened, is a million fractions."
+    n = 1_190_000
+    return jpeg_exif(tiff((0x11a, RATIONAL, n, None), (0x128, SHORT, 1, b"\0\2\0\0"), blob=THIRDS, n=n))
+
+
+@hostile
+def jpeg_comments(): return jpeg_filled(segment(0xfe))
+
+
+@hostile
+def jpeg_profiles(): return jpeg_filled(segment(0xe2, b"ICC_PROFILE\0\1\1"))
+
+
+@hostile
+def jpeg_photoshop():
+    resource = b"8BIM\0\1\0\0\0\0\0\0"
+    return jpeg_filled(segment(0xed, b"Photoshop 3.0\0" + resource * 5000))
+
+
+@hostile
+def jpeg_list_of_images():
+    "A list of 2,600 further images (MPF), none of which is there."
+    n = 2600
+    entries = (0xb001, LONG, 1, struct.pack(">I", n)), (0xb002, 7, 16 * n, None)
+    return jpeg_around(segment(0xe2, b"MPF\0" + tiff(*entries, blob=bytes(16), n=n)))
+
+
+@hostile
+def jpeg_fill_bytes(): return jpeg_filled(b"\xff")
+
+
+@hostile
+def webp_exif_chunks(): return webp_around(8, webp_chunk(b"EXIF") * 1_200_000)
+
+
+@hostile
+def webp_unknown_chunks(): return webp_around(0, webp_chunk(b"abcd") * 1_200_000)
+
+
+@hostile
+def webp_xmp(): return webp_around(4, webp_chunk(b"XMP ", b'tiff:Orientation="' * 520_000))
+
+
+@hostile
+def gif_comments():
+    whole = saved(Image.new("P", (32, 32)), "GIF")
+    i = whole.index(b",")
+    return filled(whole[:i] + b"!\xfe", b"\1x", b"\0" + whole[i:])
+
+
+@hostile
+def gif_extensions():
+    whole = saved(Image.new("P", (32, 32)), "GIF")
+    i = whole.index(b",")
+    return filled(whole[:i], b"!\xff\1x\0", whole[i:])
+
+
+# Canvases that unpack to far more than they were
+
+@hostile
+def webp_canvas():
+    "Some 40 bytes."
+    return saved(Image.new("RGBA", WEBP_SIZE, (1, 2, 3, 128)), "WEBP", lossless=True, method=0)
+
+
+@hostile
+def webp_canvas_rotated():
+    image = Image.new("RGBA", WEBP_SIZE, (1, 2, 3, 128))
+    return saved(image, "WEBP", lossless=True, method=0, exif=rotated())
+
+
+@hostile
+def webp_canvas_lossy(): return saved(Image.new("RGB", WEBP_SIZE), "WEBP", method=0)
+
+
+@hostile
+def webp_noise():
+    "Nine honest megabytes, and slow to read."
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), np.uint8)
+    return saved(Image.fromarray(pixels), "WEBP", lossless=True, method=0)
+
+
+@hostile
+def png_column(): return png_of_rows((1, 50_000_000), 1, 0, rows=[(1, 50_000_000)])
+
+
+@hostile
+def png_row(): return saved(Image.new("1", (50_000_000, 1)), "PNG")
+
+
+@hostile
+def png_one_bit(): return saved(Image.new("1", (SIDE, SIDE)), "PNG")
+
+
+@hostile
+def png_one_bit_interlaced():
+    return png_of_rows((SIDE, SIDE), 1, 0, rows=adam7_rows(SIDE, SIDE, 1), interlaced=1)
+
+
+@hostile
+def png_16_bit_interlaced():
+    return png_of_rows((SIDE, SIDE), 16, 6, rows=adam7_rows(SIDE, SIDE, 64), interlaced=1)
+
+
+@hostile
+def png_16_bit(): return png_of_rows((SIDE, SIDE), 16, 6, rows=[(8 * SIDE, SIDE)])
+
+
+@hostile
+def png_16_bit_grey(): return saved(Image.new("I;16", (SIDE, SIDE)), "PNG")
+
+
+@hostile
+def png_rgba_rotated(): return saved(Image.new("RGBA", (SIDE, SIDE)), "PNG", exif=rotated())
+
+
+@hostile
+def png_transparent_colour_rotated():
+    return saved(Image.new("RGB", (SIDE, SIDE)), "PNG", exif=rotated(), transparency=(1, 2, 3))
+
+
+@hostile
+def png_palette_rotated():
+    return saved(Image.new("P", (SIDE, SIDE)), "PNG", exif=rotated(), transparency=bytes(range(256)))
+
+
+@hostile
+def gif_canvas(): return saved(Image.new("P", (SIDE, SIDE)), "GIF")
+
+
+@hostile
+def bmp_one_bit(): return saved(Image.new("1", (SIDE, SIDE)), "BMP")
+
+
+@hostile
+def jpeg_canvas(): return saved(Image.new("RGB", (SIDE, SIDE)), "JPEG")
+
+
+@hostile
+def jpeg_canvas_cmyk(): return saved(Image.new("CMYK", (SIDE, SIDE)), "JPEG")
+
+
+# Scans that go through the image again and again
+
+@hostile
+def jpeg_progressive(): return saved(Image.new("RGB", (SIDE, SIDE)), "JPEG", progressive=True)
+
+
+@hostile
+def jpeg_progressive_scans():
+    "Ninety scans of a code that says: nothing in the next 32,767 blocks."
+    blocks = (-(-SIDE // 8))**2
+    run = ("0" + "1" * 14) * (blocks // 32_767 + 2)
+    run += "1" * (-len(run) % 8)
+    nothing = int(run, 2).to_bytes(len(run) // 8, "big").replace(b"\xff", b"\xff\0")
+    tables = b"".join(segment(0xc4, bytes([which, 1]) + bytes(15) + bytes([code]))
+                      for which, code in ((0, 0), (0x10, 0xe0)))
+    start = scan([1], 0, 0) + bytes(blocks // 8 + 2)
+    return jpeg_of_scans(0xc2, 1, tables, start, (scan([1], 1, 63) + nothing) * 90)
+
+
+@hostile
+def jpeg_arithmetic_scans():
+    "Some 1.5 kB: 99 scans without data, which the arithmetic decoder reads as zeros."
+    return jpeg_of_scans(0xc9, 4, (scan([1], 0, 63) + bytes(4)) * 99)
+
+
+@hostile
+def jpeg_arithmetic_progressive():
+    return jpeg_of_scans(0xca, 1, scan([1], 0, 0) + bytes(4), (scan([1], 1, 63) + bytes(4)) * 98)
+
+
+@hostile
+def jpeg_arithmetic_restarts():
+    "A restart after each block, and no data."
+    return jpeg_of_scans(0xc9, 4, segment(0xdd, b"\0\1"), scan([1, 2, 3, 4], 0, 63) + bytes(4))
+
+
+# Animations with far too many frames
+
+@hostile
+def png_frames():
+    whole = saved(Image.new("RGB", (8, 8)), "PNG")
+    i = whole.index(b"IDAT")
+    data = whole[i + 4:i + 4 + int.from_bytes(whole[i - 4:i], "big")]
+    n = 90_000
+    parts = [whole[:33], chunk(b"acTL", struct.pack(">II", n, 0))]
+    for k in range(n):
+        frame = struct.pack(">IIIIIHHBB", max(0, 2 * k - 1), 8, 8, 0, 0, 1, 10, 0, 0)
+        moved = chunk(b"fdAT", struct.pack(">I", 2 * k) + data) if k else chunk(b"IDAT", data)
+        parts += [chunk(b"fcTL", frame), moved]
+    return b"".join([*parts, chunk(b"IEND")])
+
+
+@hostile
+def gif_frames():
+    whole = saved(Image.new("P", (8, 8)), "GIF")
+    i = whole.index(b",")
+    return filled(whole[:i], whole[i:-1], b";")
+
+
+@hostile
+def webp_frames():
+    size = (7).to_bytes(3, "little")
+    frame = webp_chunk(b"ANMF", bytes(6) + size * 2 + (10).to_bytes(3, "little") + b"\0" + webp_pixels())
+    return webp((8, 8), 2, webp_chunk(b"ANIM", bytes(6)), frame * (LIMIT // len(frame) - 1))
+
+
+# Data that never ends but draws nothing
+
+@hostile
+def gif_clear_codes():
+    "A canvas of 50 million pixels, and nine megabytes of the code that empties the table."
+    size = struct.pack("<HH", SIDE, SIDE)
+    start = b"GIF89a" + size + b"\x80\0\0" + b"\0\0\0\1\1\1" + b"," + bytes(4) + size + b"\0\2"
+    return filled(start, b"\xff" + b"\x24\x49\x92" * 85, b"\0;")
+
+
+@hostile
+def bmp_empty_runs():
+    "A run-length BMP whose lines end before they begin."
+    whole = bytearray(saved(Image.new("P", (1000, 1000)), "BMP")[:54 + 1024])
+    whole[30:34] = struct.pack("<I", 1)
+    return filled(bytes(whole), b"\0\0")
+
+
+@hostile
+def png_empty_data_chunks(): return png_filled(chunk(b"IDAT"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2: print(*HOSTILE, sep="\n")
+    else: sys.stdout.buffer.write(HOSTILE[sys.argv[1]]())
