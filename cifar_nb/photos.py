@@ -50,21 +50,25 @@ def check_format(
 # %% ../nbs/15_photos.ipynb #15014bb
 MAX_PIXELS = 50_000_000  # Of an image
 MAX_DECODED = 16_000_000  # Pixels that are decoded: a larger JPEG is decoded at a half of its size or less
+_MAX_SCANS,_MAX_SCANNED = 100,600_000_000  # Scans of a JPEG, and its pixels times its scans
 
 def _refuse_bombs(
     image:ImageFile.ImageFile, # Opened, but not decoded
-    n_bytes:int, # Of the file
+    data:bytes, # Its file
     max_pixels:int,
 ):
-    "Raises `TooManyPixels` for an image that would take too much memory or time."
+    "Raises `TooManyPixels` or `TooCostly` for an image that would take too much memory or time."
     limit = max_pixels if image.format == 'JPEG' else min(max_pixels, MAX_DECODED)
     n_pixels = image.width*image.height
     if n_pixels > limit:
         raise TooManyPixels(f'the {image.format} has {image.width:,} x {image.height:,} pixels; '
                             f'at most {limit:,} are accepted')
+    n_scans = data.count(b'\xff\xda\0') if image.format == 'JPEG' else 0
+    if n_scans > _MAX_SCANS or n_scans*n_pixels > _MAX_SCANNED:
+        raise TooCostly(f'the JPEG has {n_scans} scans, more than are accepted for its size; save it again')
     # Pillow decodes these in Python, and a kilobyte claims millions of pixels
     run_length = image.format == 'BMP' and image.tile[0][0] == 'bmp_rle'
-    if run_length and (n_pixels > 1_000_000 or n_bytes > 2*n_pixels+10_000):
+    if run_length and (n_pixels > 1_000_000 or len(data) > 2*n_pixels+10_000):
         raise TooManyPixels('a run-length BMP may have a million pixels, of two bytes each; save it as PNG')
 
 # %% ../nbs/15_photos.ipynb #15014bf
@@ -114,13 +118,13 @@ def _gif_blocks(data:bytes)->Iterator[_Block]: # Until the first frame
 _WALKS:dict[bytes, Callable[[bytes], Iterator[_Block]]] = {
     b'\xff\xd8': _jpeg_blocks, b'\x89P': _png_blocks, b'RI': _webp_blocks, b'GI': _gif_blocks}
 _NOTES = (b'iCCP', b'zTXt', b'iTXt', b'tEXt', b'eXIf', b'EXIF', b'XMP ')  # of PNG and WebP
-_MAX_BLOCKS,_MAX_NOTES,_MAX_SCANS,_MAX_EXIF = 10_000,100,100,65_536
+_MAX_BLOCKS,_MAX_NOTES,_MAX_EXIF = 10_000,100,65_536
 _SLOW_SEGMENTS = (b'Exif\0', b'Photoshop')  # the segments of a JPEG that Pillow goes through in Python
 
 def _check_blocks(
     data:bytes, # Of a known format
 ):
-    "Raises `ImageError` for more blocks, metadata or scans than real files have."
+    "Raises `TooCostly` for more blocks or metadata than real files have."
     n_blocks = n_notes = n_slow = 0
     for kind,start,end in _WALKS.get(data[:2], lambda data: iter(()))(data):
         slow = kind in (b'\xff\xe1', b'\xff\xed') and data.startswith(_SLOW_SEGMENTS, start)
@@ -132,8 +136,6 @@ def _check_blocks(
             raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
         if n_notes > _MAX_NOTES or n_slow > 8 or exif and end-start > _MAX_EXIF:
             raise TooCostly('the file has too much metadata (EXIF, profiles, texts); save it without them')
-    if data.startswith(b'\xff\xd8') and data.count(b'\xff\xda\0') > _MAX_SCANS:
-        raise TooCostly(f'the JPEG has more than {_MAX_SCANS} scans; save it again')
 
 # %% ../nbs/15_photos.ipynb #15018bb
 _ORIENTATIONS = {
@@ -217,7 +219,7 @@ def open_image(
     _check_blocks(data)
     with _as_image_error():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _refuse_bombs(image, len(data), max_pixels)
+        _refuse_bombs(image, data, max_pixels)
     return image
 
 def decode_image(
