@@ -26,8 +26,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
 from .core import ImageError
+from .imagefile import EmptyImage, TooCostly, UnsupportedImage
 from .modelfile import ModelCard
-from .photos import EmptyImage, TooCostly, TooManyPixels, UnsupportedImage
+from .photos import TooManyPixels
 from .predict import Prediction
 
 # %% ../nbs/91_requests.ipynb #806d967a

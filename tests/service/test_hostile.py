@@ -36,7 +36,7 @@ def guards(it):
     found = {}
     for child in psutil.Process(it.process.pid).children():
         with suppress(psutil.Error):
-            if any("cifar_nb.decoder" in word for word in child.cmdline()): found[child.pid] = child
+            if any("cifar_nb.sandbox" in word for word in child.cmdline()): found[child.pid] = child
     return found
 
 

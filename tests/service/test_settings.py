@@ -117,7 +117,7 @@ def test_max_pixels(predictor):
 def decoding_processes():
     "Those that this process has started, without the workers that they fork."
     commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    return sum("cifar_nb.decoder" in command for command in commands)
+    return sum("cifar_nb.sandbox" in command for command in commands)
 
 
 def test_decoders(predictor):
