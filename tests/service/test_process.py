@@ -66,7 +66,7 @@ def test_it_starts_without_a_model_and_recovers(tmp_path):
         health, refused = it.get("/health"), post(it.url)
         assert health.status_code == 503 and "the log says why" in health.json()["detail"]
         said = [health.text, refused.text, it.get("/classes").text, it.get("/model").text]
-        assert not any("late" in text or str(tmp_path) in text for text in said), said  # anyone may read these
+        assert not any("late" in text or str(tmp_path) in text for text in said), said  # they are public
         assert sum("late.safetensors" in line for line in it.lines()[1:]) == 1
         assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
         assert [it.get(path).status_code for path in ("/live", "/model", "/classes")] == [200, 503, 503]

@@ -157,7 +157,8 @@ def test_operations_key(predictor):
         assert [reload(headers) for headers in ({}, KEY, ours, bearer)] == [401, 401, 200, 200]
         assert [client.get("/metrics", headers=headers).status_code for headers in (KEY, ours)] == [200, 401]
     with running(predictor, operations_key="close sesame") as client:
-        assert [client.post("/model/reload", headers=headers).status_code for headers in ({}, ours)] == [401, 200]
+        replies = [client.post("/model/reload", headers=headers) for headers in ({}, ours)]
+        assert [reply.status_code for reply in replies] == [401, 200]
         assert post(client).status_code == 200  # predictions need no key
     with running(predictor) as client:
         refused = client.post("/model/reload", headers=ours)
