@@ -6,21 +6,33 @@
 __all__ = ['app', 'commands', 'data', 'recipes', 'train', 'evaluate', 'predict', 'serve', 'main']
 
 # %% ../nbs/97_cli.ipynb #de7a2a67
-import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def _on_stop(leave:Callable[[int], Any]):
+    "Until the service listens itself, SIGINT and SIGTERM end the process without a failure."
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: leave(0))
+    # No model has been read yet that could be out of date
+    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+# Above the other imports, which take time. An exception in the middle of an import might be caught
+if os.path.basename(sys.argv[0]) == 'cifar-nb' and sys.argv[1:2] == ['serve']: _on_stop(os._exit)
+
+# %% ../nbs/97_cli.ipynb #97imports
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from . import __version__
-from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table
-from .device import best_device, device_note, keep_memory, repeatable_kernels
+from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table, printable
 from .guard import ServiceSettings
 
 # %% ../nbs/97_cli.ipynb #b39e27a3
@@ -46,7 +58,9 @@ def _read_settings(
 )->Settings:
     "The settings, with PyTorch's threads set accordingly."
     settings = Settings.read(**flags)
-    if settings.threads: torch.set_num_threads(settings.threads)
+    if settings.threads:
+        import torch
+        torch.set_num_threads(settings.threads)
     return settings
 
 # %% ../nbs/97_cli.ipynb #258f819c
@@ -85,6 +99,8 @@ def data(
     data_dir:_DataDir=None,
 ):
     "Download a data set if it is missing, check it, and summarise it."
+    import torch
+
     from cifar_nb.folders import load_dataset
     found = load_dataset(name, settings=_read_settings(data_dir=data_dir))
     parts = {'train': found.train, 'test': found.test} | ({'valid': found.valid} if found.valid else {})
@@ -159,10 +175,10 @@ def _choose_output(
 # %% ../nbs/97_cli.ipynb #f84b8f3f
 def _announce(name:str, recipe, device:str, unfinished:Path|None):
     "Say what will be trained, where, and whether a run is resumed."
-    def shown(text): return text if text.isprintable() else ascii(text)  # a card may hold anything
+    from cifar_nb.device import device_note
     start = recipe.model_dump().get('start', '')
-    note = f'{name}: {recipe.epochs} epoch{"s" if recipe.epochs > 1 else ""} of {shown(recipe.data)}'
-    if start not in ('', 'imagenet'): note += f', from the network and weights of {shown(start)},'
+    note = f'{name}: {recipe.epochs} epoch{"s" if recipe.epochs > 1 else ""} of {printable(recipe.data)}'
+    if start not in ('', 'imagenet'): note += f', from the network and weights of {printable(start)},'
     note += f' on {device_note(device)}'
     if unfinished: note += f' Resuming {unfinished}; --fresh starts over.'
     print(note, file=sys.stderr)
@@ -224,6 +240,7 @@ def train(
     """Train a model by a recipe and save it with its card.
 
     A run that was killed resumes after its last epoch."""
+    from cifar_nb.device import best_device, keep_memory, repeatable_kernels
     from cifar_nb.experiment import checkpoint_path, run_recipe
     settings = _read_settings(device=device, data_dir=data_dir)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
@@ -333,6 +350,8 @@ def serve(
     """Serve the API, the web page and the documentation.
 
     The API key comes from CIFAR_NB_API_KEY only, since others can read a command line."""
+    _on_stop(os._exit)
+    from cifar_nb.device import best_device
     from cifar_nb.export import check_backend
     from cifar_nb.serve import address_of, open_port
     from cifar_nb.workers import run
@@ -347,10 +366,7 @@ def serve(
     check_backend(settings.backend, where)
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
-    # Being asked to stop is not a failure
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: sys.exit(0))
-    # Until the service listens for it: no model has been read yet that could be out of date
-    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _on_stop(sys.exit)
     note = f'{settings.model} on {where}: page {at}/  documentation {at}/docs  (Ctrl-C stops)'
     print(note, file=sys.stderr)
     run(settings, sock)
@@ -360,5 +376,5 @@ def main():
     "The command `cifar-nb`."
     try: app()
     except CifarNbError as e:
-        print(f'cifar-nb: {e}', file=sys.stderr)
+        print(f'cifar-nb: {printable(str(e))}', file=sys.stderr)
         sys.exit(e.exit_code)

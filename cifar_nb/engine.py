@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -176,13 +177,25 @@ class ModelSlot:
         self.backend = backend
         self.race_lock = race_lock
         self.predictor:Predictor|None = None
-        self.why = 'it is being loaded'  # why there is no model
+        self.why = 'it is being loaded'  # why there is no model, for everyone
+        self.problem = ''  # the same with the name of the file, for the log
         self.generation = 0  # models that it has held so far
         self.failed_loads = 0
         self.racing = False
-        self.closing = False  # a race ends after the backend that is being measured
         self.filled = threading.Event()
         self.changing = threading.Lock()
+        self.open()
+
+    def open(self):
+        "Get ready for changes while it serves: they are made one after the other, by a thread of their own."
+        self.closing = False  # a race ends after the backend that is being measured
+        self.changes = ThreadPoolExecutor(1, 'model', _set_threads, (self.settings.threads,))
+        self.coming:Future|None = None
+
+    def close(self):
+        "Wait for the change that is being made, and forget those that have not begun."
+        self.closing = True
+        self.changes.shutdown(cancel_futures=True)
 
     def use(self,
         predictor:Predictor, # From elsewhere, such as a notebook
@@ -201,6 +214,20 @@ class ModelSlot:
             if self.generation > 1: _freeze_garbage()
         return new
 
+    def reload(self)->Future: # Of what `load` returns or raises
+        "`load` in a thread of its own; while one runs, all callers share the next. For the event loop only."
+        coming = self.coming
+        # one that runs may have read an older file, so only one that has not begun can be shared
+        if coming is None or coming.running() or coming.done():
+            coming = self.coming = self.changes.submit(self._reload)
+        return coming
+
+    def _reload(self):
+        try: return self.load()
+        except Exception as e:
+            log.error('the model was not reloaded: %s', e, exc_info=not isinstance(e, CifarNbError))
+            raise
+
     def _read(self)->Predictor:
         new = Predictor.load(None, self.settings)
         # this fails for weights that are not finite
@@ -212,18 +239,18 @@ class ModelSlot:
         try: self.load()
         except Exception as e:
             known = isinstance(e, CifarNbError)
-            why = str(e) if known else f'loading it failed ({type(e).__name__}: {e})'
-            if why != self.why: log.error('no model: %s', why)
-            self.why = why
+            problem = str(e) if known else f'loading it failed ({type(e).__name__}: {e})'
+            if problem != self.problem: log.error('no model: %s', problem)
+            self.problem = problem
+            self.why = 'it cannot be loaded; the log says why'
         return self.predictor is not None
 
     def race(self):
-        "Look for the fastest backend, unless the settings name one, and use it."
-        threads = self.settings.threads
-        _set_threads(threads)
+        "Look for the fastest backend, unless the settings name one, and use it. Raises nothing."
         if self.predictor is None: return
         try:
-            with self.changing: self._race(threads)
+            with self.changing: self._race(self.settings.threads)
+        except Exception as e: log.error('the backends were not compared (%s: %s)', type(e).__name__, e)
         finally: self.racing = False
         log.info('computing with %s', self.predictor.backend)
 
@@ -303,12 +330,13 @@ class Engine:
     async def open(self):
         "Start the thread and the decoder. Called in the event loop that answers go to."
         self.loop = asyncio.get_running_loop()
+        self.slot.open()
         self.thread = threading.Thread(target=self._run, name='inference', daemon=True)
         self.thread.start()
         await self.decoder.open()
 
     async def close(self):
-        "Finish what is in the queue and the race of the backends, then end the threads and the decoder."
+        "Finish what is in the queue and the change of the model, then end the threads and the decoder."
         self.slot.closing = True
         self.jobs.put(None)
         self.slot.filled.set()  # wakes the thread if it waits for a model
@@ -386,8 +414,7 @@ class Engine:
         "Wait for a model, then answer until `None` comes."
         _set_threads(self.slot.settings.threads)
         self._wait_for_model()
-        race = threading.Thread(target=self.slot.race, name='race', daemon=True)
-        race.start()
+        self.slot.changes.submit(self.slot.race)
         while (job := self.jobs.get()) is not None:
             jobs = take_batch(self.jobs, job, self.max_batch)
             self.busy_since = time.monotonic()
@@ -395,7 +422,7 @@ class Engine:
             self.busy_since = None
             self._count(batch)
             self.loop.call_soon_threadsafe(_deliver, batch)
-        race.join()
+        self.slot.close()
 
     def _wait_for_model(self):
         "Load the model if there is none, again and again."

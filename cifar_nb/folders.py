@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import DatasetError, ImageError, Settings, log, progress
+from .core import DatasetError, ImageError, Settings, check_class_name, log, printable, progress
 from .datasets import CIFAR_STATS, choose_by_hash, content_key, load_cifar
 from .download import ARCHIVES
 from .images import Images, Stats, channel_stats, synthetic
@@ -25,13 +25,15 @@ from .photos import image_pixels
 
 # %% ../nbs/16_folders.ipynb #16010bb
 def class_folders(root:Path)->list[Path]: # Sorted by name
-    "The folders in `root` that are not hidden. Raises `DatasetError` for a name that is not UTF-8."
+    "The folders in `root` that are not hidden. Raises `DatasetError` for a name that no class can have."
     try: found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
     except OSError as e: raise DatasetError(f'{root} cannot be read: {e.strerror}') from e
     for folder in found:
         try: folder.name.encode()
         except UnicodeEncodeError as e:
             raise DatasetError(f'{os.fsencode(folder)!r}: the name is not UTF-8; rename the folder') from e
+        try: check_class_name(folder.name)
+        except ValueError as e: raise DatasetError(f'{printable(str(root))}: {e}; rename the folder') from e
     return found
 
 # %% ../nbs/16_folders.ipynb #16013bb

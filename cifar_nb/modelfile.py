@@ -15,22 +15,32 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
+from cifar_nb.core import (
+    CifarNbError,
+    Fraction,
+    ModelError,
+    Settings,
+    atomic_path,
+    check_class_name,
+    printable,
+)
 from .images import Stats
 from .models import create_model
 
 # %% ../nbs/60_modelfile.ipynb #7600bb6a
 _StdDev = Annotated[float, Field(ge=1e-3, le=1)]
 _THREE = Field(min_length=3, max_length=3)
+_Name = Annotated[str, AfterValidator(check_class_name)]
+_MANY = Field(min_length=2, max_length=100_000)  # As many as a network may have scores
 
 class ModelCard(BaseModel):
     "What a model is, how to feed it, how it was made, how good it is."
@@ -40,7 +50,7 @@ class ModelCard(BaseModel):
     architecture:str = Field(description='A name that `create_model` knows')
     arguments:dict[str, Any] = Field(description='Arguments of the architecture')
     dataset:str = Field(description='What it was trained on')
-    classes:Annotated[tuple[str, ...], Field(min_length=2)] = Field(description='Class names in index order')
+    classes:Annotated[tuple[_Name, ...], _MANY] = Field(description='Class names in index order')
     mean:Annotated[tuple[Fraction, ...], _THREE] = Field(
         description='Subtracted from each channel, 0 to 1')
     std:Annotated[tuple[_StdDev, ...], _THREE] = Field(
@@ -130,6 +140,8 @@ def save_model(
     return Path(path)
 
 # %% ../nbs/60_modelfile.ipynb #78254ac2
+_MAX_HEADER,_MAX_FILE = 2**24,4_000_000_000  # Bytes
+
 def _header_size(
     start:bytes, # The first bytes of a file, or all of them
     length:int, # Of the whole file
@@ -141,9 +153,12 @@ def _header_size(
                          'read a plain state dict with import_state_dict')
     size = int.from_bytes(start[:8], 'little')
     if length < 8+size: raise ValueError('it is cut short, or not a safetensors file')
+    if length > _MAX_FILE:
+        raise ValueError(f'it has {length:,} bytes; the largest that we read has {_MAX_FILE:,}')
     if not start[8:].startswith(_HEAD):
         raise ValueError('it has no model card with a checksum: '
                          'it is not from cifar_nb, or from an earlier version')
+    if size > _MAX_HEADER: raise ValueError(f'its header has {size:,} bytes: a model card is much shorter')
     return size
 
 def _card_in(
@@ -154,6 +169,14 @@ def _card_in(
     if not isinstance(metadata, dict) or not isinstance(metadata.get('card'), str):
         raise ValueError('it has no model card')
     return ModelCard.model_validate_json(metadata['card'])
+
+def _read_start(
+    file:BinaryIO, # At its start, where it stays
+)->int: # Bytes of the header, after the first eight
+    "The length of the header, from the first bytes alone. Raises `ValueError`, as `_header_size` does."
+    start = file.read(_DIGEST.stop)
+    file.seek(0)
+    return _header_size(start, os.fstat(file.fileno()).st_size)
 
 def _parse(
     data:bytes, # A whole model file
@@ -208,7 +231,7 @@ def _naming(
     path:Path|str, # The file that is read inside
 )->Iterator[None]:
     "Errors inside become a `ModelError` that names the file."
-    def problem(reason): return ModelError(f'{path} cannot be used as a model: {reason}')
+    def problem(reason): return ModelError(f'{path} cannot be used as a model: {printable(str(reason), 500)}')
     try: yield
     except ValidationError as e:
         faults = ['.'.join(map(str, d['loc'])) + ': ' + d['msg'] for d in e.errors()]
@@ -217,27 +240,33 @@ def _naming(
     except (RuntimeError, LookupError, TypeError, AttributeError) as e:
         raise problem('its weights do not fit its architecture: ' + ' '.join(str(e).split())[:200]) from e
 
+def _read_all(path:Path|str)->bytes:
+    with open(path, 'rb') as file:
+        _read_start(file)
+        return file.read(_MAX_FILE)
+
 def read_model(
     path:Path|str, # A .safetensors file
 )->tuple[nn.Module, ModelCard]: # On the CPU, in evaluation mode
-    "Read a model file. Raises `ModelError` that names the file and what is wrong with it."
+    """Read a model file. Raises `ModelError` that names the file and what is wrong with it.
+
+    A file of more than 4 GB is rejected unread."""
     with _naming(path):
-        card,weights,_ = _parse(Path(path).read_bytes())
+        card,weights,_ = _parse(_read_all(path))
         return _build(card, weights),card
 
 def read_trained_keys(
     path:Path|str, # A .safetensors file
 )->Tensor|None: # int64 (N,), sorted; None where the file does not say
     "The keys of the images that a model learned from. Raises `ModelError`, as `read_model` does."
-    with _naming(path): return _parse(Path(path).read_bytes())[2]
+    with _naming(path): return _parse(_read_all(path))[2]
 
 def read_card(
     path:Path|str, # A .safetensors file
 )->ModelCard:
     "The card alone, without reading the weights; the checksum is not verified. Raises `ModelError`."
     with _naming(path), open(path, 'rb') as file:
-        size = _header_size(file.read(_DIGEST.stop), os.fstat(file.fileno()).st_size)
-        if size > 2**24: raise ValueError(f'its header has {size:,} bytes: a model card is much shorter')
+        size = _read_start(file)
         file.seek(8)
         return _card_in(file.read(size))
 

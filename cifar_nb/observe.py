@@ -13,17 +13,21 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from starlette.datastructures import MutableHeaders
 
-from .core import log
+from .core import log, printable
 from .requests import Answer
+from .tally import Tally
 
 # %% ../nbs/92_observe.ipynb #06f74629
 @dataclass(frozen=True)
@@ -38,12 +42,11 @@ class Crew:
     )->'Crew':
         "What the supervisor has written into the environment of its workers."
         if 'CIFAR_NB_SUPERVISOR' not in environment: return cls()
-        folder = Path(environment['PROMETHEUS_MULTIPROC_DIR'])
-        return cls(folder, int(environment['CIFAR_NB_SUPERVISOR']))
+        return cls(Path(environment['CIFAR_NB_CREW_DIR']), int(environment['CIFAR_NB_SUPERVISOR']))
 
     def as_environment(self)->dict[str, str]: # Variables from which `read` makes the same record
         "For the workers that a supervisor starts."
-        return {'PROMETHEUS_MULTIPROC_DIR': str(self.folder), 'CIFAR_NB_SUPERVISOR': str(self.supervisor)}
+        return {'CIFAR_NB_CREW_DIR': str(self.folder), 'CIFAR_NB_SUPERVISOR': str(self.supervisor)}
 
 # %% ../nbs/92_observe.ipynb #6b5b6734
 @dataclass
@@ -56,34 +59,51 @@ class RequestRecord:
     status:int=0  # 0 until the response starts
     seconds:float=0.
 
+# %% ../nbs/92_observe.ipynb #92hist3
+_COUNTERS:dict[str, tuple] = {  # Help and labels
+    'cifar_nb_requests': ('Requests', ('method', 'route', 'status')),
+    'cifar_nb_predictions': ('Predictions by class', ('class_name',)),
+}
+_HISTOGRAMS:dict[str, tuple] = {  # Help, labels, upper bounds of the buckets
+    'cifar_nb_request_seconds': (
+        'Time from the first byte of a request to the last of its response', ('route',),
+        (.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10)),
+    'cifar_nb_inference_seconds': (
+        'Time of a batch in the network', (), (.001, .002, .005, .01, .02, .05, .1, .2, .5, 1)),
+    'cifar_nb_batch_size': ('Images in a batch', (), (1, 2, 4, 8, 16, 32, 64)),
+    'cifar_nb_confidence': (
+        'Probability of the predicted class', (), (.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, 1)),
+}
+_BUCKETS = {name: [*map(str, map(float, bounds)), '+Inf'] for name,(_,_,bounds) in _HISTOGRAMS.items()}
+
+def _observed(
+    name:str, # Of a histogram
+    value:float,
+    *labels:str,
+)->list[tuple[tuple, float]]: # For `Tally.add`
+    "A value in a histogram: its sum grows, and one of its buckets."
+    bucket = _BUCKETS[name][bisect_left(_HISTOGRAMS[name][2], value)]
+    return [((name, *labels, 'sum'), value), ((name, *labels, bucket), 1)]
+
 # %% ../nbs/92_observe.ipynb #3f702732
 class Metrics:
     "Counters of one application, or of all its processes together."
     def __init__(self,
         folder:Path|None=None, # Where all processes of the service count; None for one process alone
     ):
-        self.folder = folder
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter('cifar_nb_requests', 'Requests', ['method', 'route', 'status'], registry=own)
-        self.latency = Histogram(
-            'cifar_nb_request_seconds', 'Time from the first byte of a request to the last of its response',
-            ['route'], buckets=(.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10), registry=own)
-        self.inference = Histogram(
-            'cifar_nb_inference_seconds', 'Time of a batch in the network',
-            buckets=(.001, .002, .005, .01, .02, .05, .1, .2, .5, 1), registry=own)
-        self.batch = Histogram(
-            'cifar_nb_batch_size', 'Images in a batch', buckets=(1, 2, 4, 8, 16, 32, 64), registry=own)
-        self.classes = Counter('cifar_nb_predictions', 'Predictions by class', ['class_name'], registry=own)
-        self.confidence = Histogram(
-            'cifar_nb_confidence', 'Probability of the predicted class',
-            buckets=(.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, 1), registry=own)
+        name = f'{os.getpid()}-{secrets.token_hex(4)}'
+        self.tally = Tally(folder and folder/name)
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        # so that a histogram without labels is there before its first value
+        self.tally.add([((name, 'sum'), 0) for name,(_,labels,_) in _HISTOGRAMS.items() if not labels])
 
     def count_request(self,
         record:RequestRecord,
     ):
         "Count one request."
-        self.requests.labels(record.method, record.route, record.status).inc()
-        self.latency.labels(record.route).observe(record.seconds)
+        key = 'cifar_nb_requests', record.method, record.route, str(record.status)
+        self.tally.add([(key, 1), *_observed('cifar_nb_request_seconds', record.seconds, record.route)])
 
     def count_batch(self,
         outcomes:list[Answer|Exception], # Of one batch
@@ -91,21 +111,31 @@ class Metrics:
         "Count the answers of a batch; what failed before the network is not part of it."
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         if not answers: return
-        self.batch.observe(len(answers))
-        self.inference.observe(answers[0].inference_ms/1000)
+        amounts = _observed('cifar_nb_batch_size', len(answers))
+        amounts += _observed('cifar_nb_inference_seconds', answers[0].inference_ms/1000)
         for answer in answers:
-            self.classes.labels(answer.class_name).inc()
-            self.confidence.observe(answer.confidence)
+            amounts.append((('cifar_nb_predictions', answer.class_name), 1))
+            amounts += _observed('cifar_nb_confidence', answer.confidence)
+        self.tally.add(amounts)
+
+    def collect(self)->Iterator[Metric]:
+        "Everything that was counted, as Prometheus' client wants it. Raises `OSError`."
+        total = self.tally.total()
+        for name,(text,labels) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=labels)
+            for key,value in total.items():
+                if key[0] == name: counter.add_metric(key[1:], value)
+            yield counter
+        for name,(text,labels,_) in _HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(name, text, labels=labels)
+            for key in [key for key in total if key[0] == name and key[-1] == 'sum']:
+                counts = [total.get((*key[:-1], bucket), 0) for bucket in _BUCKETS[name]]
+                histogram.add_metric(key[1:-1], [*zip(_BUCKETS[name], accumulate(counts))], total[key])
+            yield histogram
 
     def text(self)->bytes: # For `GET /metrics`
-        "Everything that was counted, over all processes, in the text format of Prometheus."
-        registry = self.registry
-        if self.folder is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(self.folder))
-        # the client also writes when each counter was created, which nothing reads
-        lines = generate_latest(registry).splitlines(keepends=True)
-        return b''.join(line for line in lines if not re.match(rb'(# \w+ )?\w+_created\b', line))
+        "Everything that was counted, over all processes, in Prometheus' text format. Raises `OSError`."
+        return generate_latest(self.registry)
 
 # %% ../nbs/92_observe.ipynb #8fce1072
 def _request_id(
@@ -216,16 +246,34 @@ class JsonLines(logging.Formatter):
     "A log record as one line of JSON."
     def format(self, record):
         when = self.formatTime(record, '%Y-%m-%dT%H:%M:%S%z')
-        line = dict(time=when, level=record.levelname, logger=record.name, message=record.getMessage())
+        line = dict(time=when, level=record.levelname, logger=record.name, message=record.getMessage()[:2000])
         line |= getattr(record, 'request', {})
         if record.exc_info: line['trace'] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 class TextLines(logging.Formatter):
     "A log record as text; a request with its id."
+    def formatMessage(self, record):
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
     def format(self, record):
         text = super().format(record)
         return f"{text} [{record.request['id']}]" if hasattr(record, 'request') else text
+
+# %% ../nbs/92_observe.ipynb #92warn2
+def _log_warnings():
+    "Send Python's warnings to the log: one per line of code that warns, whatever the text."
+    seen = set()
+
+    def show(message, category, filename, lineno, *_):
+        if (filename, lineno) in seen: return
+        seen.add((filename, lineno))
+        where = f'{Path(filename).name}, line {lineno}'
+        logging.getLogger('py.warnings').warning('%s: %s (%s)', category.__name__, message, where)
+    # At the end of the list: what Python or its user ignores is still ignored
+    warnings.simplefilter('always', append=True)
+    warnings.showwarning = show
 
 def start_logging(
     as_json:bool, # Lines of JSON instead of text
@@ -234,5 +282,5 @@ def start_logging(
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else TextLines('%(asctime)s %(levelname)s %(message)s'))
     logging.basicConfig(handlers=[handler], force=True)
-    logging.captureWarnings(True)
+    _log_warnings()
     for name in ('cifar_nb', 'uvicorn'): logging.getLogger(name).setLevel(logging.INFO)

@@ -28,7 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from . import __version__
-from .core import CifarNbError, ConfigError, ImageError, log
+from .core import CifarNbError, ConfigError, ImageError
 from .decoder import Decoder
 from .engine import Engine, ModelSlot
 from .guard import AddPrefix, GuardBodies, ServiceSettings, check_key, origin_pattern
@@ -48,6 +48,7 @@ from cifar_nb.requests import (
     Limits,
     Named,
     ServedModel,
+    busy,
     documented,
     form_body,
     read_files,
@@ -72,22 +73,30 @@ SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 Client = Annotated[str, Depends(_client)]
 TopK = Annotated[int, Query(ge=1, le=1000, description='How many candidates `top` lists')]
 View = Annotated[bool, Query(description='Send back the image as the model saw it')]
+_KEYS = ('The key of the service, where it has one; for POST /model/reload the key for operations, '
+         'where it has one of its own')
 Key = Annotated[str|None, Security(APIKeyHeader(
-    name='X-API-Key', auto_error=False, description='When the service has a key'))]
+    name='X-API-Key', auto_error=False, description=_KEYS))]
 Bearer = Annotated[HTTPAuthorizationCredentials|None, Security(HTTPBearer(
     auto_error=False, description='The same key as a bearer token'))]
 
 # %% ../nbs/95_serve.ipynb #185b5e54
-async def _require_key(settings:SettingsDep, key:Key=None, bearer:Bearer=None):
-    "Raises a 401 for a wrong or missing key."
-    sent = bearer.credentials if bearer else ''
-    if settings.api_key is not None: check_key(key or sent, settings.api_key)
+async def _sent_key(key:Key=None, bearer:Bearer=None)->str: # Empty for none
+    return key or (bearer.credentials if bearer else '')
 
-async def _require_some_key(settings:SettingsDep):
-    "Raises a 403 where the service has no key."
-    if settings.api_key is None:
+SentKey = Annotated[str, Depends(_sent_key)]
+
+async def _require_key(settings:SettingsDep, sent:SentKey):
+    "Raises a 401 for a wrong or missing key."
+    if settings.api_key is not None: check_key(sent, settings.api_key)
+
+async def _require_operations_key(settings:SettingsDep, sent:SentKey):
+    "Raises a 401 for a wrong or missing key, and a 403 where the service has none."
+    key = settings.operations_key or settings.api_key
+    if key is None:
         raise HTTPException(403, 'this service has no key, so nobody may do this: '
-                                 'set CIFAR_NB_API_KEY when it starts')
+                                 'set CIFAR_NB_OPERATIONS_KEY or CIFAR_NB_API_KEY when it starts')
+    check_key(sent, key)
 
 async def _admit(engine:EngineDep):
     "Raises a 503 when the service is stopping."
@@ -217,23 +226,26 @@ def _add_batch_route(app:FastAPI, max_batch:int, dependencies:list):
         response_model=list[Answer|Failure], openapi_extra=request_body(form_body('files', files)))
 
 # %% ../nbs/95_serve.ipynb #1a74a58e
-operations = APIRouter()
+operations,changes = APIRouter(),APIRouter()
 _PROMETHEUS = {200: {'content': {'text/plain': {}},
                      'description': 'Counters in the text format of Prometheus'}}
 
-@operations.get('/metrics', response_class=Response, responses=documented(401) | _PROMETHEUS)
+@operations.get('/metrics', response_class=Response, responses=documented(401, 503) | _PROMETHEUS)
 async def metrics(engine:EngineDep):
     "What was counted, over all processes of the service."
-    text = await asyncio.to_thread(engine.metrics.text)
+    try: text = await asyncio.to_thread(engine.metrics.text)
+    except OSError as e: raise busy(f'the counters cannot be read now: {e.strerror}') from e
     return Response(text, headers={'Content-Type': CONTENT_TYPE_LATEST})
 
-@operations.post('/model/reload', dependencies=[Depends(_require_some_key)],
-                 responses=documented(401, 403, 409, 503))
+@changes.post('/model/reload', dependencies=[Depends(_require_operations_key), Depends(_admit)],
+              responses=documented(401, 403, 409, 503))
 async def reload_model(request:Request, engine:EngineDep)->ModelCard:
     """Read the model file again and use it.
 
-    No request fails meanwhile, and a bad file leaves the old model serving."""
-    try: new = await asyncio.to_thread(engine.slot.load)
+    No request fails meanwhile, and a bad file leaves the old model serving. Requests that come while the
+    file is being read share the next reading."""
+    # another request may share it, so the end of this one must not cancel it
+    try: new = await asyncio.shield(asyncio.wrap_future(engine.slot.reload()))
     except CifarNbError as e: raise HTTPException(409, str(e)) from e
     supervisor = request.app.state.crew.supervisor
     # the number of a supervisor that was killed may belong to another process by now
@@ -296,19 +308,18 @@ def create_app(
     app.include_router(predictions, dependencies=[*keyed, Depends(_admit)])
     _add_batch_route(app, settings.max_batch, [*keyed, Depends(_admit)])
     app.include_router(operations, dependencies=keyed)
+    app.include_router(changes)
     return app
 
 # %% ../nbs/95_serve.ipynb #e72f5b49
-def _reload_quietly(slot:ModelSlot):
-    try: slot.load()
-    except CifarNbError as e: log.error('the model was not reloaded: %s', e)
-
 def _listen_for_signals(engine:Engine):
     "Read the model again on SIGHUP; refuse new images once told to stop. For the main thread only."
     if threading.current_thread() is not threading.main_thread(): return
 
+    loop = asyncio.get_running_loop()
+
     def reload(number, frame):
-        threading.Thread(target=_reload_quietly, args=(engine.slot,), daemon=True).start()
+        if not engine.stopping: loop.call_soon_threadsafe(engine.slot.reload)
 
     if hasattr(signal, 'SIGHUP'):
         signal.signal(signal.SIGHUP, reload)

@@ -7,8 +7,11 @@ __all__ = ['app_of_worker', 'run']
 
 # %% ../nbs/96_workers.ipynb #6fa4c095
 import os
+import shutil
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from .core import ConfigError
+from .core import ConfigError, log
 from .guard import ServiceSettings
 from .observe import Crew, start_logging
 from .serve import create_app, server_config
@@ -55,13 +58,22 @@ class _Workers(Multiprocess):
         for sock in self.sockets: sock.close()
         super().terminate_all()
 
-# %% ../nbs/96_workers.ipynb #f6515ffc
+# %% ../nbs/96_workers.ipynb #96orphan2
+def _stop_with_parent(crew:Crew):
+    "Stop this process when its supervisor has died. Runs in a thread, and sleeps nearly always."
+    while os.getppid() == crew.supervisor: time.sleep(.5)
+    log.error('the supervisor has died, so this worker stops')
+    if crew.folder: shutil.rmtree(crew.folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def app_of_worker()->FastAPI:
     "The application of one process of several. Its settings come through the environment."
     settings = ServiceSettings.read()
     start_logging(settings.log_json)
+    threading.Thread(target=_stop_with_parent, args=(Crew.read(),), daemon=True).start()
     return create_app(settings)
 
+# %% ../nbs/96_workers.ipynb #f6515ffc
 @contextmanager
 def _environment(**values:str)->Iterator[None]:
     "Environment variables that are set until the block ends."
@@ -73,13 +85,23 @@ def _environment(**values:str)->Iterator[None]:
             if value is None: del os.environ[name]
             else: os.environ[name] = value
 
+@contextmanager
+def _temporary_folder()->Iterator[Path]:
+    "An empty folder until the block ends. Raises `ConfigError`."
+    try: folder = Path(tempfile.mkdtemp(prefix='cifar_nb_'))
+    except OSError as e:
+        raise ConfigError(f'no temporary folder can be made ({e}): '
+                          'set TMPDIR to a folder with room') from e
+    try: yield folder
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
 def _run_workers(settings:ServiceSettings, sock:socket):
     if not hasattr(signal, 'SIGHUP'):
         raise ConfigError('several workers tell each other of a new model with SIGHUP, which Windows does '
                           'not have: use one worker')
     share = max(1, (settings.threads or torch.get_num_threads())//settings.workers)
-    with tempfile.TemporaryDirectory(prefix='cifar_nb_') as folder:
-        crew = Crew(Path(folder), os.getpid())
+    with _temporary_folder() as folder:
+        crew = Crew(folder, os.getpid())
         with _environment(**settings.as_environment(threads=share), **crew.as_environment()):
             config = server_config('cifar_nb.workers:app_of_worker', factory=True, workers=settings.workers,
                                    timeout_worker_healthcheck=60)

@@ -1,10 +1,14 @@
 "The command `cifar-nb serve` in a process of its own: starts, stops, and starts without a model."
+import signal
+import subprocess
+import time
 from importlib.resources import files
 
 import httpx
+import pytest
 from PIL import Image
 from tools.files import BASE, JPEG, PNG, chunk, saved
-from tools.server import service, until
+from tools.server import COMMAND, service, until
 
 from cifar_nb.guard import ServiceSettings
 from cifar_nb.serve import create_app, served
@@ -30,6 +34,28 @@ def test_the_command_serves_and_stops(tmp_path):
         assert it.left_behind() == set()
 
 
+@pytest.mark.parametrize("seconds", [.3, 1.5])
+def test_told_to_stop_while_it_starts(seconds):
+    with subprocess.Popen([COMMAND, "serve", "--port", "0"], stderr=subprocess.PIPE) as process:
+        time.sleep(seconds)  # any moment will do: it imports PyTorch, or has just begun to serve
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0 and "terminate called" not in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("moment", ["address", "healthy", "reloading", "reloaded"])
+def test_told_to_stop_at_any_moment(tmp_path, moment):
+    "A thread that is inside C++ when Python ends would abort the process."
+    with service(tmp_path, "--backend", "auto", ready=moment != "address") as it:
+        if moment.startswith("reload"):
+            until(lambda: not it.health()["racing"])
+            it.process.send_signal(signal.SIGHUP)
+        if moment == "reloaded": until(lambda: it.health()["generation"] == 2)
+        if moment == "healthy": assert it.health()["racing"]
+        assert it.stop() == 0
+        assert not [line for line in it.lines() if "terminate called" in line or "Traceback" in line]
+
+
 def test_it_starts_without_a_model_and_recovers(tmp_path):
     late = tmp_path / "late.safetensors"
     with service(tmp_path / "it", ready=False, CIFAR_NB_MODEL=str(late)) as it:
@@ -38,7 +64,10 @@ def test_it_starts_without_a_model_and_recovers(tmp_path):
             except httpx.TransportError: return 0  # it does not listen yet
         until(failed)
         health, refused = it.get("/health"), post(it.url)
-        assert health.status_code == 503 and "late.safetensors" in health.json()["detail"]
+        assert health.status_code == 503 and "the log says why" in health.json()["detail"]
+        said = [health.text, refused.text, it.get("/classes").text, it.get("/model").text]
+        assert not any("late" in text or str(tmp_path) in text for text in said), said  # they are public
+        assert sum("late.safetensors" in line for line in it.lines()[1:]) == 1
         assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
         assert [it.get(path).status_code for path in ("/live", "/model", "/classes")] == [200, 503, 503]
         put(late, SIMPLE)

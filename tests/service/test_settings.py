@@ -195,6 +195,22 @@ def test_api_key(predictor):
         assert client.get("/classes").status_code == 200 and client.post("/model/reload").status_code == 403
 
 
+def test_operations_key(predictor):
+    ours = {"X-API-Key": "close sesame"}
+    bearer = {"Authorization": "Bearer close sesame"}
+    with running(predictor, operations_key="close sesame", api_key="open sesame") as client:
+        def reload(headers): return client.post("/model/reload", headers=headers).status_code
+        assert [reload(headers) for headers in ({}, KEY, ours, bearer)] == [401, 401, 200, 200]
+        assert [client.get("/metrics", headers=headers).status_code for headers in (KEY, ours)] == [200, 401]
+    with running(predictor, operations_key="close sesame") as client:
+        replies = [client.post("/model/reload", headers=headers) for headers in ({}, ours)]
+        assert [reply.status_code for reply in replies] == [401, 200]
+        assert post(client).status_code == 200  # predictions need no key
+    with running(predictor) as client:
+        refused = client.post("/model/reload", headers=ours)
+        assert refused.status_code == 403 and "CIFAR_NB_OPERATIONS_KEY" in refused.json()["detail"]
+
+
 def test_root_path(predictor):
     with running(predictor, root_path="/images") as client:
         assert client.get("/openapi.json").json()["servers"] == [{"url": "/images"}]
