@@ -30,7 +30,7 @@ from pydantic import BaseModel
 from . import __version__
 from .core import CifarNbError, ConfigError, ImageError
 from .decoder import Decoder
-from .engine import Engine, ModelSlot
+from .engine import Engine
 from .guard import AddPrefix, GuardBodies, ServiceSettings, check_key, origin_pattern
 from .modelfile import ModelCard
 from .observe import AddHeaders, AnswerErrors, Crew, Metrics, Observe, log_request
@@ -57,6 +57,7 @@ from cifar_nb.requests import (
     request_body,
     status_of,
 )
+from .slot import ModelSlot
 
 # %% ../nbs/95_serve.ipynb #114dda45
 # `async`, although nothing is awaited: FastAPI runs other functions in a thread, which costs a fifth of a
