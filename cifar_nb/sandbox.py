@@ -64,7 +64,11 @@ def decode(
 REQUEST = struct.Struct('<IHH')  # Bytes of the file, a size, a second size or 0
 ANSWER = struct.Struct('<BI')  # What happened, bytes that follow
 
-def receive(sock:socket.socket, n:int)->bytearray: # Shorter where the other side has hung up
+def receive(
+    sock:socket.socket, # Blocking
+    n:int, # Bytes
+)->bytearray: # Shorter where the other side has hung up
+    "Read so many bytes from a socket."
     found = bytearray(n)
     view = memoryview(found)
     got = 0
