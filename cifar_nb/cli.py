@@ -32,8 +32,9 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table, printable
+from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table
 from .guard import ServiceSettings
+from .text import printable
 
 # %% ../nbs/97_cli.ipynb #b39e27a3
 app = typer.Typer(

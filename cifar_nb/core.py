@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Count', 'NonNegative', 'Fraction', 'ProperFraction', 'Rate', 'Size', 'Seed', 'CifarNbError', 'ConfigError',
            'DatasetUnavailable', 'DatasetError', 'ModelError', 'ImageError', 'TrainingDiverged', 'Settings', 'nearest',
-           'printable', 'check_class_name', 'atomic_path', 'progress', 'Table']
+           'atomic_path', 'progress', 'Table']
 
 # %% ../nbs/00_core.ipynb #a913b2eb
 import difflib
@@ -152,28 +152,6 @@ def nearest(
         found = [repr(name) for name in names if last_part(name) in closest]
         if found: return f'did you mean {" or ".join(found)}?'
     return f'use one of {", ".join(in_section if section else known)}'
-
-# %% ../nbs/00_core.ipynb #00print2
-# Both are invisible, but Persian, Hindi and some emoji cannot be written without them
-_JOINERS = '\u200c\u200d'
-
-def _is_shown(char:str)->bool: return char.isprintable() or char in _JOINERS
-
-def printable(
-    text:str,  # From anywhere
-    most:int=2000,  # Characters; the rest is cut
-)->str:
-    "A text for a log or a terminal."
-    if len(text) > most: text = text[:most-1]+'…'
-    return ''.join(char if _is_shown(char) else ascii(char)[1:-1] for char in text)
-
-def check_class_name(
-    name:str,
-)->str:  # The same
-    "Raises `ValueError` unless the name has 1 to 200 printable characters."
-    if 0 < len(name) <= 200 and all(map(_is_shown, name)): return name
-    raise ValueError(f"a class cannot be called '{printable(name, 40)}': "
-                     'use 1 to 200 characters that can be printed')
 
 # %% ../nbs/00_core.ipynb #ba48fd84
 @contextmanager

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import DatasetError, ImageError, Settings, check_class_name, log, printable, progress
+from .core import DatasetError, ImageError, Settings, log, progress
 from .datasets import CIFAR_STATS, choose_by_hash, content_key, load_cifar
 from .download import ARCHIVES
 from .images import Images, Stats, channel_stats, synthetic
 from .photos import image_pixels
+from .text import check_class_name, printable
 
 # %% ../nbs/16_folders.ipynb #16010bb
 def class_folders(root:Path)->list[Path]: # Sorted by name

@@ -24,17 +24,10 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from cifar_nb.core import (
-    CifarNbError,
-    Fraction,
-    ModelError,
-    Settings,
-    atomic_path,
-    check_class_name,
-    printable,
-)
+from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
 from .images import Stats
 from .models import create_model
+from .text import check_class_name, printable
 
 # %% ../nbs/60_modelfile.ipynb #7600bb6a
 _StdDev = Annotated[float, Field(ge=1e-3, le=1)]

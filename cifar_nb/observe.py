@@ -25,9 +25,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from starlette.datastructures import MutableHeaders
 
-from .core import log, printable
+from .core import log
 from .requests import Answer
 from .tally import Tally
+from .text import printable
 
 # %% ../nbs/92_observe.ipynb #06f74629
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 "The command `cifar-nb serve` in a process of its own: starts, stops, and starts without a model."
 import signal
+import struct
 import subprocess
 import time
 from importlib.resources import files
@@ -49,8 +50,8 @@ def test_told_to_stop_at_any_moment(tmp_path, moment):
     with service(tmp_path, "--backend", "auto", ready=moment != "address") as it:
         if moment.startswith("reload"):
             until(lambda: not it.health()["racing"])
-            it.process.send_signal(signal.SIGHUP)
-        if moment == "reloaded": until(lambda: it.health()["generation"] == 2)
+            for _ in range(20): it.process.send_signal(signal.SIGHUP)
+        if moment == "reloaded": until(lambda: it.health()["generation"] >= 2)
         if moment == "healthy": assert it.health()["racing"]
         assert it.stop() == 0
         assert not [line for line in it.lines() if "terminate called" in line or "Traceback" in line]
@@ -89,9 +90,14 @@ def test_a_model_that_is_repaired_is_found(tmp_path):
 def test_the_log_is_json_whatever_comes(tmp_path):
     exif = PNG[:33] + chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x05garbage") + PNG[33:]
     palette = saved(BASE.quantize(8), "PNG", transparency=bytes(8))
+    # each claims another size, of which Pillow warns
+    odd = [saved(BASE, "GIF") for _ in range(20)]
+    odd = [gif[:6] + struct.pack("<HH", 10_000 + i, 10_000) + gif[10:] for i, gif in enumerate(odd)]
     with service(tmp_path, "--log-json", "--threads", "1") as it:
+        for content in odd: assert post(it.url, content).status_code == 413
         for content in (saved(Image.new("1", (10_000, 10_000)), "PNG"), exif, palette, JPEG[:-100], b""):
             post(it.url, content)
         assert it.stop() == 0
         assert all({"time", "level", "message"} <= set(record) for record in it.records())
-        assert sum(record.get("route") == "/predict" for record in it.records()) == 5
+        assert sum(record.get("route") == "/predict" for record in it.records()) == 25
+        assert sum("pixels" in record["message"] for record in it.records()) <= 1

@@ -1,12 +1,16 @@
 "Many clients at once: a full queue, and a wait that is too long. The model computes when it is told to."
+import base64
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import httpx
 from tools.files import JPEG
 from tools.models import Held
 from tools.server import until
 
+from cifar_nb.core import ModelError
 from cifar_nb.guard import ServiceSettings
+from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 
 
@@ -45,3 +49,29 @@ def test_the_health_check_does_not_wait_for_the_model():
             assert httpx.get(f"{url}/health", timeout=10).status_code == 200 and not first.done()
         finally: held.go.set()
         assert first.result().status_code == 200
+
+
+def test_a_storm_of_reloads_is_two_and_delays_nobody():
+    app = create_app(ServiceSettings(backend="eager", api_key="open sesame"), Predictor.load("simple"))
+    slot, go, begun, asked = app.state.engine.slot, Event(), [], []
+    read, ask = slot._read, slot.reload
+
+    def slowly():
+        begun.append(1)
+        assert go.wait(60)
+        if len(begun) == 3: raise ModelError("the third file is damaged")
+        return read()
+    slot._read, slot.reload = slowly, lambda: asked.append(1) or ask()
+    key, encoded = {"X-API-Key": "open sesame"}, base64.b64encode(JPEG).decode()
+    with served(app) as url, ThreadPoolExecutor(40) as clients:
+        def reload(_): return httpx.post(f"{url}/model/reload", headers=key, timeout=60).status_code
+        storm = [clients.submit(reload, i) for i in range(40)]
+        try:
+            until(lambda: begun and len(asked) == 40, 30)
+            reply = httpx.post(f"{url}/predict", json={"image_base64": encoded}, headers=key, timeout=20)
+            assert reply.status_code == 200
+            assert httpx.get(f"{url}/metrics", headers=key, timeout=20).status_code == 200
+        finally: go.set()
+        assert [one.result() for one in storm] == [200] * 40
+        assert len(begun) == slot.generation - 1 == 2
+        assert reload(0) == 409 and slot.predictor is not None
