@@ -131,7 +131,7 @@ class _ProcessLane:
         while True:
             try: await self._serve(*start_process(self.lane))
             except OSError as e: log.error('a decoding process cannot be started: %s', e)
-            await asyncio.sleep(.2)
+            await asyncio.sleep(.5)
 
 # %% ../nbs/63_decoder.ipynb #63011aa
 class _ThreadLane:

@@ -15,10 +15,13 @@ import socket
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from .core import ImageError
 from .imagefile import EmptyImage, TooCostly, UnsupportedImage
@@ -115,6 +118,8 @@ def _guard(options:str): # A `Lane` as JSON
     sock = socket.socket(fileno=os.dup(0))
     doing = mmap.mmap(-1, 1)
     os.nice(lane.nice)
+    warnings.simplefilter('ignore')
+    Image.init()  # Pillow's readers are imported here, once, and not by every worker
     # The service ends them by hanging up, after what has begun is finished
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
     while True:

@@ -10,7 +10,8 @@ from tools.repository import MODULES, ROOT
 PACKAGE = ROOT / "cifar_nb"
 MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 400 lines; CONTRIBUTING.md says why
-LONGER = {"cli", "engine", "folders", "guard", "modelfile", "models", "observe", "records", "requests", "serve"}
+LONGER = {
+    "cli", "engine", "folders", "guard", "modelfile", "models", "observe", "records", "requests", "serve"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
 ALONE = """
 import importlib, sys

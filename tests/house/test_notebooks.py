@@ -10,7 +10,7 @@ REAL = {
     "11_datasets": "Images: 50,000",
     "40_evaluate": "Images: 10,000",
     "41_trust": "cifar100",
-    "90_export": "of 10,000",
+    "64_export": "of 10,000",
     "99_launch": "airplane",
 }
 
