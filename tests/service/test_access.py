@@ -22,7 +22,7 @@ from tools.server import until
 
 from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
-from cifar_nb.serve import create_app, served
+from cifar_nb.serve import create_app, served, server_config
 
 KEY = {"X-API-Key": "open sesame"}
 FORM = "multipart/form-data; boundary=x"
@@ -96,6 +96,7 @@ LONG = {
     "a header without an end": (431, [HEAD, b"x: ", *[b"a" * 100_000] * 30]),
     "a name without an end": (431, [HEAD, *[b"a" * 100_000] * 30]),
     "many headers": (431, [HEAD, b"a:b\r\n" * 1_000_000, b"\r\n"]),
+    "many short headers": (431, [HEAD, b"a:b\r\n" * 3000, b"\r\n"]),
     "an address": (414, [b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n"]),
     "a query": (414, [b"GET /live?" + b"a&" * 4500 + b" HTTP/1.1\r\nHost: x\r\n\r\n"]),
     "line ends before a request": (431, [b"\r\n" * 50_000] * 30),
@@ -213,6 +214,7 @@ def test_a_websocket_is_answered_like_any_other_request(url, caplog):
     until(lambda: "GET /nowhere 404" in caplog.text, 10)
     ours = [record.getMessage() for record in caplog.records if record.name in ("cifar_nb", "uvicorn.error")]
     assert not any("secret" in said or "websockets" in said for said in ours), ours
+    assert server_config(create_app()).ws == "none"  # also where a library for them is installed
 
 
 def test_a_length_of_many_zeros(url):
