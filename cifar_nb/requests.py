@@ -22,7 +22,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from .core import ImageError
@@ -121,7 +122,7 @@ async def _answer_bad_request(request, error):
     return JSONResponse({'detail': '; '.join(map(_sentence, error.errors()))}, 422)
 
 async def _answer_disconnect(request, error):
-    return JSONResponse({'detail': 'the client has hung up'}, 400)  # for the log: nobody reads it
+    return JSONResponse({'detail': 'the client has hung up'}, 499)  # for the log: nobody reads it
 
 ERROR_HANDLERS = {
     ImageError: _answer_image_error,
@@ -134,8 +135,9 @@ def from_base64(
     text:str, # Bare base64 or a data URL; white space is ignored
 )->bytes: # The image file
     "Undo base64. Raises `ImageError` for anything that is not base64."
-    bare = re.sub(r'^data:[^,]{0,100},', '', text.strip())
-    try: return base64.b64decode(re.sub(r'\s+', '', bare), validate=True)
+    prefix = re.match(r'\s*data:[^,]{0,100},', text)
+    start = prefix.end() if prefix else 0
+    try: return base64.b64decode(text[start:].encode('ascii').translate(None, b' \t\r\n'), validate=True)
     except (binascii.Error, ValueError) as e:
         raise ImageError('image_base64 is not valid base64; send the bytes of an image file in base64, '
                          'bare or as a data URL') from e
@@ -154,10 +156,22 @@ _NO_IMAGE = ('there is no image in the request; send a multipart form with a fie
              'or JSON {"image_base64": "…"}')
 _OTHER_CHARSET = re.compile(r';\s*charset\s*=(?!\s*"?utf-?8"?\s*(;|$))', re.IGNORECASE)
 
-def _check_charset(request:Request):
-    "Forms are UTF-8 (RFC 7578). Raises a 400 for any other charset."
-    if _OTHER_CHARSET.search(request.headers.get('content-type', '')):
+def _check_form(request:Request):
+    "Forms are UTF-8 (RFC 7578). Raises a 400 for any other charset, and for a header that is too long."
+    header = request.headers.get('content-type', '')
+    if len(header) > 256: raise HTTPException(400, 'the header Content-Type is longer than 256 letters')
+    if _OTHER_CHARSET.search(header):
         raise HTTPException(400, 'forms are read as UTF-8: leave out the charset')
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 0  # for Python's SpooledTemporaryFile: never to the disk
+
+async def _parse_form(request:Request, max_files:int)->FormData:
+    "The fields and files of a form. Raises a 400 for a form that cannot be read."
+    _check_form(request)
+    parser = _InMemory(request.headers, request.stream(), max_files=max_files, max_fields=100)
+    try: return await parser.parse()
+    except MultiPartException as e: raise HTTPException(400, e.message) from e
 
 def _content_type(request:Request)->str: # Such as application/json
     "What a request says about its body."
@@ -173,6 +187,8 @@ def _as_request_error()->Iterator[None]:
 
 # %% ../nbs/91_requests.ipynb #92e8591e
 def _parse_json(data:bytes)->tuple[bytes, int|None]:
+    if len(data) - len(data.translate(None, b',[{')) > 1000:
+        raise ImageError('the JSON has more than 1,000 commas and brackets; send {"image_base64": "…"}')
     with _as_request_error(): body = ImageBody.model_validate_json(data)
     return from_base64(body.image_base64), body.top_k
 
@@ -186,14 +202,12 @@ async def _read_form(
     request:Request,
 )->tuple[bytes, int|None]: # The image file, and `top_k` where the form has it
     "The image in a form. Raises `ImageError` when there is none."
-    _check_charset(request)
-    async with request.form(max_files=4, max_fields=100) as form:
-        with _as_request_error():
-            sent = {'image_base64': '', 'top_k': form.get('top_k')}
-            top_k = ImageBody.model_validate(sent).top_k
-        for name in ('file', 'image'):
-            upload = form.get(name)
-            if isinstance(upload, UploadFile): return await upload.read(), top_k
+    form = await _parse_form(request, max_files=4)
+    with _as_request_error():
+        top_k = ImageBody.model_validate({'image_base64': '', 'top_k': form.get('top_k')}).top_k
+    for name in ('file', 'image'):
+        upload = form.get(name)
+        if isinstance(upload, UploadFile): return await upload.read(), top_k
     raise ImageError(_NO_IMAGE)
 
 async def read_request(
@@ -216,10 +230,9 @@ async def read_files(
     "All files of a form. Raises `ImageError` when there is none, `HTTPException` for too many of them."
     if _content_type(request) != 'multipart/form-data':
         raise ImageError('send the images as files of a multipart form, all in fields "files"')
-    _check_charset(request)
-    async with request.form(max_files=max_files, max_fields=100) as form:
-        uploads = [value for _,value in form.multi_items() if isinstance(value, UploadFile)]
-        found = [await upload.read() for upload in uploads]
+    form = await _parse_form(request, max_files)
+    uploads = [value for _,value in form.multi_items() if isinstance(value, UploadFile)]
+    found = [await upload.read() for upload in uploads]
     if not found: raise ImageError('there is no file in the form; send the images in fields "files"')
     return found
 
@@ -227,12 +240,15 @@ async def read_files(
 _PROBLEMS = {
     400: 'Empty image, or a form that cannot be read',
     401: 'A key is needed, and this is not it',
-    403: 'The service has no key',
-    408: 'The body did not come in time',
+    403: 'The service has no key, or the request came from a web page of another site',
+    408: 'The headers or the body did not come in time',
     409: 'The new model cannot be used; the old one stays',
     413: 'Body over the byte limit, or image over the pixel limit',
     415: 'Not a JPEG, PNG, GIF, WebP or BMP',
+    414: 'The address is too long',
+    421: 'The header Host names another service',
     422: 'No image, bad base64, damaged image, or a bad parameter',
+    431: 'The headers are too long',
     503: 'No model, or too many waiting requests; see Retry-After',
 }
 
