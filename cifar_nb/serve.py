@@ -14,12 +14,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response, Security
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
@@ -28,11 +28,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from . import __version__
+from .access import AddPrefix, Cors, GuardHeaders, GuardSites, host_pattern, origin_pattern
 from .core import CifarNbError, ConfigError, ImageError, log
 from .engine import Engine, ModelSlot
-from .guard import AddPrefix, GuardBodies, ServiceSettings, check_key, origin_pattern
+from .guard import GuardBodies, ServiceSettings, check_key
 from .modelfile import ModelCard
-from .observe import AddHeaders, AnswerErrors, Crew, Metrics, Observe, log_request
+from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
 from .predict import Predictor
 from cifar_nb.requests import (
     ERROR_HANDLERS,
@@ -100,10 +101,11 @@ async def page()->FileResponse:
     "The web page."
     return FileResponse(_STATIC/'index.html')
 
+@pages.get('/swagger', include_in_schema=False)
 @pages.get('/swagger/', include_in_schema=False)
-async def swagger()->RedirectResponse:
-    "The documentation, under an older name."
-    return RedirectResponse('../docs')
+async def swagger(request:Request)->RedirectResponse:
+    "The documentation, under an older name. The address is relative, so it never repeats a false `Host`."
+    return RedirectResponse('../docs' if request.url.path.endswith('/') else 'docs')
 
 @pages.get('/live')
 async def live()->Alive:
@@ -148,7 +150,7 @@ _JSON_BODY = {'application/json': {'schema': ImageBody.model_json_schema(),
                                    'example': {'image_base64': _PIXEL}}}
 _TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
 _FORM_OR_JSON = request_body(form_body('file', top_k=_TOP_K) | _JSON_BODY)
-_REFUSALS = documented(400, 401, 408, 413, 415, 422, 503)
+_REFUSALS = documented(400, 401, 403, 408, 413, 415, 422, 503)
 
 # %% ../nbs/96_serve.ipynb #33231daa
 predictions = APIRouter()
@@ -176,6 +178,7 @@ async def explain(request:Request, engine:EngineDep, top_k:TopK=5, view:View=Fal
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, view=view, explain=True))
 
+@predictions.post('/classify', include_in_schema=False)
 @predictions.post('/classify/', responses=_REFUSALS, openapi_extra=request_body(form_body('image')))
 async def classify(request:Request, engine:EngineDep)->Named:
     "The name of the class and nothing else, for an image in the form field `image`."
@@ -239,11 +242,14 @@ async def reload_model(request:Request, engine:EngineDep)->ModelCard:
 # %% ../nbs/96_serve.ipynb #f52b50dd
 def _add_middleware(app:FastAPI, settings:ServiceSettings, metrics:Metrics):
     "What is added last comes first in the way of a request."
+    app.add_middleware(AnswerHead)
+    origins = origin_pattern(settings.cors_origins)
+    hosts = host_pattern(settings.allowed_hosts, settings.host)
+    app.add_middleware(GuardSites, hosts=hosts, origins=origins)
     app.add_middleware(
         GuardBodies, max_body_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
     app.add_middleware(
-        CORSMiddleware, allow_methods=['GET', 'POST'],
-        allow_origin_regex=origin_pattern(settings.cors_origins),
+        Cors, allow_methods=['GET', 'POST'], allow_origin_regex=origins,
         allow_headers=['Content-Type', 'X-API-Key', 'Authorization', 'X-Request-ID'],
         expose_headers=['X-Request-ID', 'Retry-After'])
     app.add_middleware(AnswerErrors)
@@ -275,7 +281,8 @@ def create_app(
     metrics = Metrics(crew.folder)
     app = FastAPIOffline(
         title='cifar_nb', version=__version__, description='Send an image, get its class.',
-        lifespan=_lifespan, exception_handlers=ERROR_HANDLERS)
+        lifespan=_lifespan, exception_handlers=ERROR_HANDLERS, redirect_slashes=False,
+        responses=documented(400, 408, 414, 421, 431))
     app.state.settings = settings
     app.state.crew = crew
     app.state.engine = Engine(
@@ -347,9 +354,16 @@ def server_config(
     app:FastAPI|str, # The application, or where it is made
     **more, # For `uvicorn.Config`
 )->uvicorn.Config:
-    "What all our servers share: the log is ours, and what has begun may take half a minute to finish."
+    """What all our servers share: the log is ours, and what has begun may take half a minute to finish.
+
+    The limits of the connections come from the application's settings, or from the environment when a worker
+    makes the application later."""
+    settings = ServiceSettings.read() if isinstance(app, str) else app.state.settings
+    http:Any = partial(
+        GuardHeaders, max_bytes=settings.max_header_bytes, max_seconds=settings.max_header_seconds)
     return uvicorn.Config(
-        app, access_log=False, log_config=None, server_header=False, timeout_graceful_shutdown=30, **more)
+        app, http=http, ws='none', access_log=False, log_config=None, server_header=False,
+        timeout_graceful_shutdown=30, **more)
 
 @contextmanager
 def served(

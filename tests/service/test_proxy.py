@@ -101,12 +101,11 @@ def check_pages(front):
 
 def check_routes(front):
     assert len(httpx.get(f"{front}/model").json()["classes"]) == 10
-    moved = httpx.get(f"{front}/swagger/", follow_redirects=True).raise_for_status()
-    assert moved.url == f"{front}/docs"
-    for path in ("/predict", "/predict?view=true", "/explain", "/classify/"):
+    for path in ("/swagger", "/swagger/"):
+        moved = httpx.get(front + path, follow_redirects=True).raise_for_status()
+        assert moved.url == f"{front}/docs"
+    for path in ("/predict", "/predict?view=true", "/explain", "/classify", "/classify/"):
         httpx.post(front + path, files={"image": PNG}, timeout=60).raise_for_status()
-    slash = httpx.post(f"{front}/classify", files={"image": PNG}, follow_redirects=True, timeout=60)
-    assert slash.status_code == 200 and slash.url == f"{front}/classify/"
     assert httpx.post(f"{front}/predict", files={"file": b"not an image"}).status_code == 415
     for path in ("/nowhere", "/static/nothing"): assert httpx.get(front + path).status_code == 404
 

@@ -3,6 +3,7 @@ import inspect
 import io
 import json
 import shutil
+import socket
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -161,6 +162,35 @@ def test_cors_origins(predictor):
             reply = client.get("/live", headers={"Origin": origin})
             return reply.headers.get("access-control-allow-origin")
         assert (allowed("https://a.example"), allowed("http://localhost:3000")) == ("https://a.example", None)
+
+
+def test_allowed_hosts(predictor):
+    def answered(host): return client.get("/live", headers={"Host": host}).status_code == 200
+    names = ("a.example", "b.a.example", "evil.example", "127.0.0.1", "localhost:80")
+    rules = {
+        (): [False, False, False, True, True],
+        ("a.example",): [True, False, False, True, True],
+        ("*.A.example",): [False, True, False, True, True],
+        ("*",): [True] * 5,
+    }
+    for hosts, expected in rules.items():
+        with running(predictor, allowed_hosts=list(hosts) or None) as client:
+            assert [answered(name) for name in names] == expected
+    with running(predictor, host="0.0.0.0") as client: assert all(answered(name) for name in names)
+
+
+def test_max_header_bytes(predictor):
+    with running(predictor, max_header_bytes=2000) as client:
+        assert [client.get("/live", headers={"x": "a" * n}).status_code for n in (1000, 2000)] == [200, 431]
+
+
+def test_max_header_seconds(predictor):
+    with running(predictor, max_header_seconds=.1) as client:
+        address = client.base_url.host, client.base_url.port
+        sock = socket.create_connection(address, timeout=10)
+        sock.sendall(b"GET /")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 408")
+        sock.close()
 
 
 @pytest.fixture(scope="module")
