@@ -108,15 +108,16 @@ class _ProcessLane:
                 if not self.sent or not self.sent[0].allows(kind, n): return
                 self._settle((kind, await reader.readexactly(n)))
 
-    async def _watch(self):
-        "Until a request has waited for so long that the process must be stuck."
+    async def _watch(self, process:subprocess.Popen[bytes]):
+        "Until the guard is gone, or a request has waited for so long that its worker must be stuck."
         patience = 10+10*self.lane.seconds
-        while not self.sent or time.monotonic()-self.sent[0].since < patience: await asyncio.sleep(1)
+        while process.poll() is None and not (self.sent and time.monotonic()-self.sent[0].since > patience):
+            await asyncio.sleep(1)
 
     async def _serve(self, process:subprocess.Popen[bytes], sock:socket.socket):
         "Send requests to one process until it ends."
         reader,self.writer = await asyncio.open_unix_connection(sock=sock)
-        tasks = [asyncio.create_task(work) for work in (self._read_answers(reader), self._watch())]
+        tasks = [asyncio.create_task(work) for work in (self._read_answers(reader), self._watch(process))]
         self.connected.set()
         try: await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
