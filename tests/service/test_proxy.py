@@ -246,6 +246,16 @@ def test_nginx_passes_on_large_bodies_up_to_the_limit(url, tmp_path):
 
 
 @needs_nginx
+def test_a_refusal_before_the_body_reaches_the_client_of_nginx(tmp_path):
+    "Not as a 502, which nginx sends when the service hangs up while nginx still sends."
+    settings = ServiceSettings(root_path=PREFIX, backend="eager", api_key="open sesame")
+    with served(create_app(settings, Predictor.load("cifar10"))) as url, nginx(url, tmp_path) as front:
+        for _ in range(20):
+            reply = httpx.post(f"{front}{PREFIX}/predict", content=bytes(9_000_000), timeout=60)
+            assert reply.status_code == 401
+
+
+@needs_nginx
 def test_nginx_limits_the_rate_of_one_address(url, tmp_path):
     with nginx(url, tmp_path, proxy_read_timeout="60s") as front, httpx.Client(timeout=60) as client:
         asked = [client.post(f"{front}{PREFIX}/nowhere").status_code for _ in range(200)]
