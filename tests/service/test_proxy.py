@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
 from tools.files import PNG, noise
 from tools.repository import ROOT
 from tools.server import until
@@ -224,15 +224,18 @@ def test_nginx_passes_a_request_on_when_it_is_complete(tmp_path):
     assert "x-forwarded-for: 127.0.0.1" in heard and "6.6.6.6" not in heard
 
 
+async def say_address(request: Request): return request.client.host
+
+
 @needs_nginx
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address without set-up")
 def test_the_service_knows_the_address_of_a_client_behind_nginx(tmp_path):
-    async def say_address(scope, receive, send):
-        if scope["type"] == "http": await PlainTextResponse(scope["client"][0])(scope, receive, send)
+    app = create_app(ServiceSettings(root_path=PREFIX, backend="eager"), Predictor.load("cifar10"))
+    app.add_api_route("/address", say_address)
     elsewhere = httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"))
-    with served(say_address) as url, nginx(url, tmp_path) as front, elsewhere as client:
+    with served(app) as url, nginx(url, tmp_path) as front, elsewhere as client:
         claimed = {"X-Forwarded-For": "6.6.6.6"}
-        assert client.get(f"{front}{PREFIX}/", headers=claimed).text == "127.0.0.2"
+        assert client.get(f"{front}{PREFIX}/address", headers=claimed).json() == "127.0.0.2"
 
 
 @needs_nginx
