@@ -87,7 +87,7 @@ def to_rgb(
 def shrink(
     image:Image.Image, # Decoded and upright
     size:int, # Height and width of the model's images
-    small:int=4_000_000, # Images with at most so many pixels stay as they are
+    small:int=4_000_000, # Images with at most this many pixels stay as they are
 )->Image.Image: # The same object where there is nothing to gain
     "The centred square of a large image, averaged over blocks: at least four times `size` along each side."
     side = min(image.size)
@@ -168,7 +168,7 @@ def fit_image(
 # %% ../nbs/15_photos.ipynb #15036bb
 def pixel_array(
     source:bytes|Image.Image, # A whole image file, or an image of any mode and size
-    *sizes:int, # Height and width of what is wanted
+    *sizes:int, # Heights and widths of the results, in pixels
     max_pixels:int=MAX_PIXELS, # Of a file: larger ones are rejected before they are decoded
 )->list[np.ndarray]: # uint8 (size,size,3), one per size
     "What a model sees, in one or several sizes, decoded once. Raises `ImageError`."
