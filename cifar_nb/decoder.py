@@ -43,14 +43,14 @@ from cifar_nb.sandbox import (
 class _Sent:
     "A request that a process has not answered yet."
     def __init__(self,
-        n_pixel_bytes:int, # Of the answer where all is well
+        n_pixel_bytes:int, # Length of the answer if all is well
     ):
         self.n_pixel_bytes = n_pixel_bytes
         self.since = time.monotonic()
         self.outcome:asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def allows(self, kind:int, n:int)->bool:
-        "Whether an answer can be true."
+        "Whether this can be an answer to the request."
         if kind == PIXELS: return n == self.n_pixel_bytes
         if kind in (LARGE, KILLED): return n == 0
         return kind < len(ERRORS) and n <= 1000
@@ -66,7 +66,7 @@ class _ProcessLane:
         self.turns = asyncio.Semaphore(depth)
         self.connected = asyncio.Event()
         self.sent:deque[_Sent] = deque()
-        self.asking = 0  # images that wait for it
+        self.asking = 0  # Images that wait for it
 
     def open(self):
         "Start it. Called in the event loop."
@@ -95,13 +95,13 @@ class _ProcessLane:
         finally: self.asking -= 1
 
     def _settle(self, outcome:Outcome):
-        "The outcome of the oldest request. Its turn ends here, also where its sender has left."
+        "Give the oldest request its outcome. Its turn ends here, even if its sender has left."
         sent = self.sent.popleft()
         self.turns.release()
         if not sent.outcome.done(): sent.outcome.set_result(outcome)
 
     async def _read_answers(self, reader:asyncio.StreamReader):
-        "Until the process ends, or says what cannot be true."
+        "Read answers until the process ends, or sends one that cannot be right."
         with suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 kind,n = ANSWER.unpack(await reader.readexactly(ANSWER.size))
@@ -109,7 +109,7 @@ class _ProcessLane:
                 self._settle((kind, await reader.readexactly(n)))
 
     async def _watch(self, process:subprocess.Popen[bytes]):
-        "Until the guard is gone, or a request has waited for so long that its worker must be stuck."
+        "Wait until the guard is gone, or a request has waited for so long that its worker must be stuck."
         patience = 10+10*self.lane.seconds
         while process.poll() is None and not (self.sent and time.monotonic()-self.sent[0].since > patience):
             await asyncio.sleep(1)
@@ -195,7 +195,7 @@ class Decoder:
 
     async def __call__(self,
         data:bytes, # An image file
-        *sizes:int, # Height and width of what is wanted, one or two
+        *sizes:int, # Heights and widths of the results, one or two
     )->list[np.ndarray]: # uint8 (size,size,3)
         "The pixels of an image, as from `pixel_array`. Raises `ImageError`, or `DecoderLost`."
         kind,payload = await self._find(data, sizes)

@@ -29,17 +29,25 @@ MAX_PIXELS = 50_000_000  # Of an image
 MAX_DECODED = 16_000_000  # Pixels that are decoded: a larger JPEG is decoded at a half of its size or less
 _MAX_SCANS,_MAX_SCANNED = 100,600_000_000  # Scans of a JPEG, and its pixels times its scans
 
+def _refuse_size(
+    kind:str, # A format
+    width:int, # In pixels
+    height:int, # In pixels
+    max_pixels:int,
+):
+    "Raises `TooManyPixels`."
+    limit = max_pixels if kind == 'JPEG' else min(max_pixels, MAX_DECODED)
+    if width*height > limit:
+        raise TooManyPixels(f'the {kind} has {width:,} x {height:,} pixels; at most {limit:,} are accepted')
+
 def _refuse_bombs(
     image:ImageFile.ImageFile, # Opened, but not decoded
     data:bytes, # Its file
     max_pixels:int,
 ):
     "Raises `TooManyPixels` or `TooCostly` for an image that would take too much memory or time."
-    limit = max_pixels if image.format == 'JPEG' else min(max_pixels, MAX_DECODED)
+    _refuse_size(image.format or '', *image.size, max_pixels)
     n_pixels = image.width*image.height
-    if n_pixels > limit:
-        raise TooManyPixels(f'the {image.format} has {image.width:,} x {image.height:,} pixels; '
-                            f'at most {limit:,} are accepted')
     n_scans = data.count(b'\xff\xda\0') if image.format == 'JPEG' else 0
     if n_scans > _MAX_SCANS or n_scans*n_pixels > _MAX_SCANNED:
         raise TooCostly(f'the JPEG has {n_scans} scans, more than are accepted for its size; save it again')
@@ -47,6 +55,18 @@ def _refuse_bombs(
     run_length = image.format == 'BMP' and image.tile[0][0] == 'bmp_rle'
     if run_length and (n_pixels > 1_000_000 or len(data) > 2*n_pixels+10_000):
         raise TooManyPixels('a run-length BMP may have a million pixels, of two bytes each; save it as PNG')
+
+# %% ../nbs/15_photos.ipynb #15014cb
+def _webp_size(
+    data:bytes, # A WebP file
+)->tuple[int, int]: # Width and height in pixels; (0, 0) where there is no header
+    "The size of the canvas, without a decoder."
+    def number(start, end): return int.from_bytes(data[start:end], 'little')
+    kind = data[12:16]
+    if kind == b'VP8X': return 1+number(24, 27),1+number(27, 30)
+    if kind == b'VP8 ': return number(26, 28) & 0x3fff,number(28, 30) & 0x3fff
+    if kind == b'VP8L': return 1+(number(21, 25) & 0x3fff),1+(number(21, 25) >> 14 & 0x3fff)
+    return 0,0
 
 # %% ../nbs/15_photos.ipynb #15018bb
 _ORIENTATIONS = {
@@ -87,7 +107,7 @@ def to_rgb(
 def shrink(
     image:Image.Image, # Decoded and upright
     size:int, # Height and width of the model's images
-    small:int=4_000_000, # Images with at most so many pixels stay as they are
+    small:int=4_000_000, # Images with at most this many pixels stay as they are
 )->Image.Image: # The same object where there is nothing to gain
     "The centred square of a large image, averaged over blocks: at least four times `size` along each side."
     side = min(image.size)
@@ -128,6 +148,7 @@ def open_image(
     "Open an image file after looking at everything that can be seen from outside. Raises `ImageError`."
     check_format(data)
     check_blocks(data)
+    if data.startswith(b'RIFF'): _refuse_size('WEBP', *_webp_size(data), max_pixels)
     with _as_image_error():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _refuse_bombs(image, data, max_pixels)
@@ -168,7 +189,7 @@ def fit_image(
 # %% ../nbs/15_photos.ipynb #15036bb
 def pixel_array(
     source:bytes|Image.Image, # A whole image file, or an image of any mode and size
-    *sizes:int, # Height and width of what is wanted
+    *sizes:int, # Heights and widths of the results, in pixels
     max_pixels:int=MAX_PIXELS, # Of a file: larger ones are rejected before they are decoded
 )->list[np.ndarray]: # uint8 (size,size,3), one per size
     "What a model sees, in one or several sizes, decoded once. Raises `ImageError`."

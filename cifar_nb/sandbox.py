@@ -34,8 +34,8 @@ class Lane:
     seconds:float  # Processor time
     memory:int  # Bytes, on top of what the process needs itself
     max_pixels:int=MAX_PIXELS  # Larger images are rejected
-    small_pixels:int|None=None  # Larger images belong into the slow lane; None for the slow lane itself
-    nice:int=0  # How far it steps back when the processor is busy, up to 19
+    small_pixels:int|None=None  # Larger images belong in the slow lane; None for the slow lane itself
+    nice:int=0  # Unix niceness, up to 19: the higher, the more it gives way to other processes
 
 SMALL_BYTES = 250_000  # Larger files go into the slow lane at once
 
@@ -50,7 +50,7 @@ Outcome = tuple[int, bytes]  # What happened; pixels or a message
 
 def decode(
     data:bytes, # An image file
-    sizes:Sequence[int], # Height and width of what is wanted
+    sizes:Sequence[int], # Heights and widths of the results, in pixels
     lane:Lane,
 )->Outcome:
     "Decode an image for each size. Raises nothing."
@@ -70,8 +70,8 @@ ANSWER = struct.Struct('<BI')  # What happened, bytes that follow
 def receive(
     sock:socket.socket, # Blocking
     n:int, # Bytes
-)->bytearray: # Shorter where the other side has hung up
-    "Read so many bytes from a socket."
+)->bytearray: # Shorter if the other side has hung up
+    "Read `n` bytes from a socket."
     found = bytearray(n)
     view = memoryview(found)
     got = 0

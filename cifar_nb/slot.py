@@ -25,7 +25,7 @@ from .predict import Predictor
 def set_threads(
     n:int|None, # None leaves PyTorch's choice
 ):
-    "PyTorch keeps this number for each thread of Python apart, so each thread that computes must set it."
+    "PyTorch keeps this number separately for each Python thread, so each thread that computes must set it."
     if n: torch.set_num_threads(n)
 
 def _freeze_garbage():
@@ -48,15 +48,15 @@ class ModelSlot:
     def __init__(self,
         settings:Settings, # Which model, and where it computes
         backend:str='auto', # One of `BACKENDS`, or `auto` for the fastest
-        race_lock:Path|None=None, # File that processes on one machine take turns with; None for one process
+        race_lock:Path|None=None, # Lock file for processes that take turns to measure; None for one process
     ):
         self.settings = settings
         self.backend = backend
         self.race_lock = race_lock
         self.predictor:Predictor|None = None
-        self.why = 'it is being loaded'  # why there is no model, for everyone
-        self.problem = ''  # the same with the name of the file, for the log
-        self.generation = 0  # models that it has held so far
+        self.why = 'it is being loaded'  # why the slot is empty, in words for everyone
+        self.problem = ''  # the same with the name of the file, for the log only
+        self.generation = 0  # how many models it has held so far
         self.failed_loads = 0
         self.racing = False
         self.filled = threading.Event()
@@ -133,7 +133,7 @@ class ModelSlot:
 
     def _race(self, threads):
         if self.backend == 'auto':
-            # A process that measures while another one does measures that one as well
+            # Two processes that measured at the same time would slow each other down
             with FileLock(self.race_lock) if self.race_lock else nullcontext():
                 self.predictor,rows = fastest(self.predictor, self._candidates(), threads=threads)
             for name,one,eight,note in rows:

@@ -29,7 +29,7 @@ class Tally:
         path:Path|None=None, # Of the files, without a suffix; None for memory alone
     ):
         self.path = path
-        self.places:dict[tuple, int] = {}  # The place of each key among the values
+        self.places:dict[tuple, int] = {}  # The position of each key among the values
         self.values = array('d')
         self.lines = bytearray()  # The content of `.keys`
         self.lock = threading.Lock()  # The event loop counts, and so does the thread of the network
@@ -75,7 +75,7 @@ class Tally:
         with self.lock: return {key: self.values[place] for key,place in self.places.items()}
 
     def total(self)->dict[tuple, float]: # By key
-        "What all processes have counted whose files are in the same folder. Raises `OSError`."
+        "The sums over all processes whose files are in the same folder. Raises `OSError`."
         if self.path is None: return self.own()
         with self.lock: self._save()
         found:Counter = Counter()

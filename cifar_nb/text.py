@@ -12,7 +12,7 @@ _JOINERS = '\u200c\u200d'
 def _is_shown(char:str)->bool: return char.isprintable() or char in _JOINERS
 
 def printable(
-    text:str,  # From anywhere
+    text:str,  # From any source
     most:int=2000,  # Characters; the rest is cut
 )->str:
     "A text for a log or a terminal."
