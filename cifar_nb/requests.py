@@ -123,7 +123,7 @@ async def _answer_bad_request(request, error):
     return JSONResponse({'detail': '; '.join(map(_sentence, error.errors()))}, 422)
 
 async def _answer_disconnect(request, error):
-    return JSONResponse({'detail': 'the client has hung up'}, 499)  # for the log: nobody reads it
+    return JSONResponse({'detail': 'the client has hung up'}, 499)  # for the log only: the client has gone
 
 ERROR_HANDLERS = {
     ImageError: _answer_image_error,
