@@ -40,10 +40,10 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data):
         self._unset_keepalive_if_required()
-        # `drain` hears that the client still sends; what it sends is forgotten
+        # `drain` (94_guard) hears that the client still sends; what it sends is forgotten
         if self.refused: return self.cycle.message_event.set()
         try: self.parser.feed_data(data)
-        except HttpParserUpgrade: pass  # we grant none; the request is answered like any other
+        except HttpParserUpgrade: pass  # we do not switch protocols; the request is answered like any other
         except HttpParserError as e:
             why = e.__context__  # what one of our own methods raised
             if isinstance(why, HTTPException): self.refuse(why.status_code, why.detail, 'a limit')
@@ -86,7 +86,7 @@ class GuardHeaders(Connection):
     max_url = 8_000  # what servers should accept at least (RFC 9110)
 
     def __init__(self, *args,
-        max_bytes:int, # Of the request line and the headers
+        max_bytes:int, # Of the request line and the headers together
         max_seconds:float, # From the first byte of a request to the end of its headers
         **kwargs,
     ):
@@ -155,7 +155,7 @@ class GuardHeaders(Connection):
 
     def _time_is_up(self):
         self.timer = None
-        # the client may wait for us: we read on only when it has its answer
+        # the client may be waiting for us: its time starts again until it has its answer
         if self.cycle is not None and not self.cycle.response_complete: return self._start_timer()
         if self.reading != 'head': return self.transport.close()
         self.refuse(408, f'the headers came too slowly: at most {self.max_seconds:g} seconds are accepted',
@@ -164,7 +164,7 @@ class GuardHeaders(Connection):
 # %% ../nbs/90_access.ipynb #95acc018
 def host_pattern(
     names:list[str]|None, # Such as example.org, *.example.org or *
-    address:str, # That the service listens on
+    address:str, # On which the service listens
 )->str: # Regular expression
     "The names in `Host` that are answered. Without a list, a loopback address answers only to local names."
     if names is None: names = [] if re.fullmatch(r'localhost|127\.[0-9.]+|\[?::1\]?', address) else ['*']

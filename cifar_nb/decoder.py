@@ -131,7 +131,7 @@ class _ProcessLane:
     async def _keep_running(self):
         while True:
             try: await self._serve(*start_process(self.lane))
-            except OSError as e: log.error('a decoding process cannot be started: %s', e)
+            except Exception as e: log.error('no decoding process (%s: %s)', type(e).__name__, e)
             await asyncio.sleep(.5)
 
 # %% ../nbs/63_decoder.ipynb #63011aa

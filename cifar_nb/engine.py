@@ -34,7 +34,7 @@ def _waited_too_long(max_wait): # A 503 to be raised
     return busy(f'the image has waited for more than {max_wait:g} seconds; try again shortly')
 
 class _ModelChanged(Exception):
-    "The pixels were made for a model of another size, which has been replaced meanwhile."
+    "The pixels were made for a model with another input size, which has been replaced meanwhile."
 
 @dataclass(eq=False)
 class Job:
@@ -42,7 +42,7 @@ class Job:
     seen:np.ndarray  # uint8 (S,S,3), what the model sees
     top_k:int  # Candidates to list
     done:asyncio.Future  # Gets an `Answer` or an exception
-    large:np.ndarray|None=None  # uint8 (V,V,3), the same in a larger size, where an overlay is wanted
+    large:np.ndarray|None=None  # uint8 (V,V,3), the same in a larger size, if an overlay is wanted
     view:bool=False  # Whether to send back what the model saw
     since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
@@ -112,7 +112,7 @@ def take_batch(
     first:Job,
     max_batch:int, # Jobs in a batch
 )->list[Job]:
-    "The first job, and those that wait behind it."
+    "The first job, and the jobs that wait behind it."
     batch = [first]
     while len(batch) < max_batch and not jobs.empty():
         job = jobs.get()
@@ -168,7 +168,7 @@ class Engine:
         self.max_waiting = max_waiting
         self.max_wait = max_wait
         self.max_per_client = max_per_client
-        self.waiting:Counter[str] = Counter()  # images of each client
+        self.waiting:Counter[str] = Counter()  # images in the queue, by client
         self.busy_since:float|None = None  # start of the batch that the thread computes
         self.failures = 0  # batches in a row of which nothing could be computed
         self.stopping = False  # whether new images are refused

@@ -121,7 +121,7 @@ class BodySize:
     )->bool: # Whether the request itself says that it is too large
         "Look at `Content-Length`, before anything is read."
         declared = headers.get(b'content-length', b'0')
-        # Python refuses to read a number of more than 4,300 digits, be they all zeros
+        # Python refuses to read a number of more than 4,300 digits, even if all are zeros
         return declared.isdigit() and int(declared.lstrip(b'0')[:20] or b'0') > self.max_bytes
 
     def add(self,

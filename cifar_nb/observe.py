@@ -278,7 +278,7 @@ class TextLines(logging.Formatter):
 
 # %% ../nbs/92_observe.ipynb #92warn2
 def _log_warnings():
-    "Send Python's warnings to the log: one per line of code that warns, whatever the text."
+    "Send Python's warnings to the log: only the first of each line of code that warns."
     seen = set()
 
     def show(message, category, filename, lineno, *_):

@@ -123,7 +123,7 @@ async def _answer_bad_request(request, error):
     return JSONResponse({'detail': '; '.join(map(_sentence, error.errors()))}, 422)
 
 async def _answer_disconnect(request, error):
-    return JSONResponse({'detail': 'the client has hung up'}, 499)  # for the log: nobody reads it
+    return JSONResponse({'detail': 'the client has hung up'}, 499)  # for the log only: the client has gone
 
 ERROR_HANDLERS = {
     ImageError: _answer_image_error,
@@ -190,7 +190,7 @@ def _as_request_error()->Iterator[None]:
 def _parse_json(data:bytes)->tuple[bytes, int|None]:
     if len(data) - len(data.translate(None, b',[{')) > 1000:
         raise ImageError('the JSON has more than 1,000 commas and brackets; send {"image_base64": "…"}')
-    with _as_request_error(): body = ImageBody.model_validate_json(data)
+    with _as_request_error(): body = ImageBody.model_validate_json(data, strict=True)
     return from_base64(body.image_base64), body.top_k
 
 async def read_json(

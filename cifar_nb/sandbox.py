@@ -109,7 +109,8 @@ def _limit_worker(lane:Lane):
     used = int(pages.read_text().split()[0])*resource.getpagesize() if pages.exists() else 0
     with suppress(ValueError, OSError):  # macOS does not limit addresses
         resource.setrlimit(resource.RLIMIT_AS, (used+lane.memory, used+lane.memory))
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE): resource.setrlimit(what, (0, 0))
+    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
+        resource.setrlimit(what, (0, 0))
     with suppress(OSError): Path('/proc/self/oom_score_adj').write_text('800')
 
 def _guard(options:str): # A `Lane` as JSON

@@ -54,7 +54,7 @@ class _Workers(Multiprocess):
         with _hold_sighup(): super().keep_subprocess_alive()
 
     def terminate_all(self):
-        # uvicorn leaves the supervisor's copy of the port open, which accepts what nobody will answer
+        # uvicorn leaves the supervisor's copy of the port open: it accepts connections that no worker answers
         for sock in self.sockets: sock.close()
         super().terminate_all()
 
