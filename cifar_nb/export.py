@@ -86,6 +86,8 @@ def onnx_network(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
+    # Its threads would go on in a loop while they wait for work, and take the processor from everything else
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     session = runtime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
 
     def network(x):
