@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'EmptyImage', 'UnsupportedImage', 'TooCostly', 'check_form
 
 # %% ../nbs/06_imagefile.ipynb #04004aa
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from .core import ImageError
@@ -79,22 +80,32 @@ def _gif_blocks(data:bytes)->Iterator[_Block]: # Until the first frame
 # %% ../nbs/06_imagefile.ipynb #04016aa
 _WALKS:dict[bytes, Callable[[bytes], Iterator[_Block]]] = {
     b'\xff\xd8': _jpeg_blocks, b'\x89P': _png_blocks, b'RI': _webp_blocks, b'GI': _gif_blocks}
-_NOTES = (b'iCCP', b'zTXt', b'iTXt', b'tEXt', b'eXIf', b'EXIF', b'XMP ')  # of PNG and WebP
-_MAX_BLOCKS,_MAX_NOTES,_MAX_EXIF = 10_000,100,65_536
-_SLOW_SEGMENTS = (b'Exif\0', b'Photoshop')  # the segments of a JPEG that Pillow goes through in Python
+_MAX_BLOCKS,_MAX_EXIF = 10_000,65_536
+_MAX_NOTES = {  # Blocks with metadata in a file, by what they cost
+    'plain': 100, 'packed': 8, 'slow': 8}
+_NOTES = {
+    b'tEXt': 'plain', b'eXIf': 'plain', b'EXIF': 'plain', b'XMP ': 'plain',
+    b'iCCP': 'packed', b'zTXt': 'packed', b'iTXt': 'packed'}
+# Segments of a JPEG that Pillow goes through in Python
+_SLOW_SEGMENTS = (b'Exif\0', b'Photoshop', b'MPF\0')
+
+def _cost_of(data:bytes, kind:bytes, start:int)->str: # A key of `_MAX_NOTES`; empty where it costs little
+    if kind[:1] == b'\xff' and data.startswith(_SLOW_SEGMENTS, start): return 'slow'
+    return _NOTES.get(kind, '')
 
 def check_blocks(
     data:bytes, # Of a known format
 ):
     "Raises `TooCostly` for more blocks or metadata than real files have."
-    n_blocks = n_notes = n_slow = 0
+    found = Counter[str]()
+    n_blocks = 0
     for kind,start,end in _WALKS.get(data[:2], lambda data: iter(()))(data):
-        slow = kind in (b'\xff\xe1', b'\xff\xed') and data.startswith(_SLOW_SEGMENTS, start)
-        exif = kind in (b'eXIf', b'EXIF') or data.startswith(b'Raw profile type exif', start)
         n_blocks += end-start if kind == b'junk' else 1
-        n_notes += kind in _NOTES
-        n_slow += slow
         if n_blocks > _MAX_BLOCKS:
             raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
-        if n_notes > _MAX_NOTES or n_slow > 8 or exif and end-start > _MAX_EXIF:
+        cost = _cost_of(data, kind, start)
+        exif = kind in (b'eXIf', b'EXIF') or data.startswith(b'Raw profile type exif', start)
+        found[cost] += 1
+        index = data.startswith(b'MPF\0', start) and end-start > 4000  # of a file with several images
+        if index or exif and end-start > _MAX_EXIF or found[cost] > _MAX_NOTES.get(cost, _MAX_BLOCKS):
             raise TooCostly('the file has too much metadata (EXIF, profiles, texts); save it without them')

@@ -32,7 +32,7 @@ from .access import AddPrefix, Cors, GuardHeaders, GuardSites, host_pattern, ori
 from .core import CifarNbError, ConfigError, ImageError
 from .decoder import Decoder
 from .engine import Engine
-from .guard import GuardBodies, ServiceSettings, check_key
+from .guard import REFUSAL_DELAY, DelayRefusals, GuardBodies, ServiceSettings, check_key
 from .modelfile import ModelCard
 from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
 from .predict import Predictor
@@ -207,7 +207,9 @@ async def _answer_one(
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
     try: return await engine.answer(data, top_k, **wanted)
-    except ImageError as e: return Failure(detail=str(e), status=status_of(e))
+    except ImageError as e:
+        await asyncio.sleep(REFUSAL_DELAY)
+        return Failure(detail=str(e), status=status_of(e))
     except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
 
 async def predict_batch(
@@ -270,6 +272,7 @@ def _add_middleware(app:FastAPI, settings:ServiceSettings, metrics:Metrics):
         allow_headers=['Content-Type', 'X-API-Key', 'Authorization', 'X-Request-ID'],
         expose_headers=['X-Request-ID', 'Retry-After'])
     app.add_middleware(AnswerErrors)
+    app.add_middleware(DelayRefusals)
     app.add_middleware(AddHeaders)
     app.add_middleware(Observe, watchers=[metrics.count_request, log_request])
     app.add_middleware(AddPrefix, prefix=settings.root_path)
