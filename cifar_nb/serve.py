@@ -32,16 +32,18 @@ from .access import AddPrefix, Cors, GuardHeaders, GuardSites, host_pattern, ori
 from .core import CifarNbError, ConfigError, ImageError
 from .decoder import Decoder
 from .engine import Engine
-from .guard import REFUSAL_DELAY, DelayRefusals, GuardBodies, ServiceSettings, check_key
+from .guard import GuardBodies, ServiceSettings, check_key
 from .modelfile import ModelCard
 from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
 from .predict import Predictor
 from cifar_nb.requests import (
     ERROR_HANDLERS,
     FILE,
+    REFUSAL_DELAY,
     Alive,
     Answer,
     Classes,
+    DelayRefusals,
     Explanation,
     Failure,
     Health,
