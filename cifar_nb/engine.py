@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .core import ImageError, log
-from .decoder import Decoder, DecoderLost
+from .decoder import Decoder, DecoderBusy
 from .explain import draw_overlay, hires_cam
 from .images import normalize
 from .observe import Metrics
@@ -241,7 +241,7 @@ class Engine:
                     done = self.loop.create_future()
                     return await self._wait(Job(seen, top_k, done, large[0] if large else None, view, since))
                 except _ModelChanged: continue  # decode it for the new one
-                except DecoderLost as e: raise busy(f'{e}; try again shortly') from e
+                except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e
 
     async def _decode(self, data, since, explain)->list[np.ndarray]:
         size = self.ready().card.input_size

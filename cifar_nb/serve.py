@@ -203,12 +203,14 @@ async def classify(request:Request, engine:EngineDep, client:Client)->Named:
 # %% ../nbs/95_serve.ipynb #6b0df875
 async def _answer_one(
     engine:Engine,
+    places:asyncio.Semaphore, # Of the request that the image came with
     data:bytes, # An image file
     top_k:int, # Candidates to list
     **wanted, # `client` and `view` of `Engine.answer`
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
-    try: return await engine.answer(data, top_k, **wanted)
+    try:
+        async with places: return await engine.answer(data, top_k, **wanted)
     except ImageError as e:
         await asyncio.sleep(REFUSAL_DELAY)
         return Failure(detail=str(e), status=status_of(e))
@@ -222,7 +224,8 @@ async def predict_batch(
     A list in their order, each a prediction or an error of its own."""
     engine.ready()
     images = await read_files(request, settings.max_batch)
-    answers = (_answer_one(engine, data, top_k, client=client, view=view) for data in images)
+    places = asyncio.Semaphore(8)  # one request may not fill the queue
+    answers = (_answer_one(engine, places, data, top_k, client=client, view=view) for data in images)
     found = await asyncio.gather(*answers)
     rows = ','.join(one.model_dump_json() for one in found)
     return Response(f'[{rows}]', media_type='application/json')
