@@ -58,6 +58,9 @@ async def calm(address, good, seconds=8):
 def with_memory(it, attack):
     "What `attack` finds, and the memory before, at its peak, and after."
     good = drawing(small_requests())
+    # what many good clients need is not the attack's doing
+    asyncio.run(crowd(it.address, [good] * 256, 5))
+    asyncio.run(calm(it.address, good))
     with watch(it.process.pid) as rows:
         time.sleep(2)
         begin = time.monotonic()

@@ -224,7 +224,7 @@ async def predict_batch(
     A list in their order, each a prediction or an error of its own."""
     engine.ready()
     images = await read_files(request, settings.max_batch)
-    places = asyncio.Semaphore(8)  # one request may not fill the queue
+    places = asyncio.Semaphore(4)  # one request may not fill the queue
     answers = (_answer_one(engine, places, data, top_k, client=client, view=view) for data in images)
     found = await asyncio.gather(*answers)
     rows = ','.join(one.model_dump_json() for one in found)
