@@ -39,7 +39,6 @@ from .predict import Predictor
 from cifar_nb.requests import (
     ERROR_HANDLERS,
     FILE,
-    REFUSAL_DELAY,
     Alive,
     Answer,
     Classes,
@@ -212,7 +211,7 @@ async def _answer_one(
     try:
         async with places: return await engine.answer(data, top_k, **wanted)
     except ImageError as e:
-        await asyncio.sleep(REFUSAL_DELAY)
+        await asyncio.sleep(DelayRefusals.seconds)
         return Failure(detail=str(e), status=status_of(e))
     except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
 
