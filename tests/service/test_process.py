@@ -57,6 +57,11 @@ def test_told_to_stop_at_any_moment(tmp_path, moment):
         assert not [line for line in it.lines() if "terminate called" in line or "Traceback" in line]
 
 
+def test_a_folder_for_the_counters_of_others_is_not_ours(tmp_path):
+    with service(tmp_path, PROMETHEUS_MULTIPROC_DIR="/nowhere") as it:
+        assert "cifar_nb_requests_total" in it.get("/metrics").text and it.left_behind() == set()
+
+
 def test_it_starts_without_a_model_and_recovers(tmp_path):
     late = tmp_path / "late.safetensors"
     with service(tmp_path / "it", ready=False, CIFAR_NB_MODEL=str(late)) as it:
