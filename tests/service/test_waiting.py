@@ -75,3 +75,17 @@ def test_a_storm_of_reloads_is_two_and_delays_nobody():
         assert [one.result() for one in storm] == [200] * 40
         assert len(begun) == slot.generation - 1 == 2
         assert reload(0) == 409 and slot.predictor is not None
+
+
+def test_the_health_check_notices_a_model_that_is_stuck():
+    held, settings = Held(), ServiceSettings(backend="eager", max_wait=.5)
+    with served(create_app(settings, held)) as url, ThreadPoolExecutor(1) as clients:
+        def health(): return httpx.get(f"{url}/health", timeout=10)
+        first = clients.submit(send, url)
+        try:
+            assert held.begun.wait(30)
+            until(lambda: health().status_code == 503, 10)
+            assert "one batch" in health().json()["detail"]
+        finally: held.go.set()
+        assert first.result().status_code == 200
+        until(lambda: health().status_code == 200, 10)
