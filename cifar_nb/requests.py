@@ -21,7 +21,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -93,6 +93,13 @@ class ImageBody(BaseModel):
     image_base64:str = Field(description='The image file in base64, bare or as a data URL',
                              json_schema_extra={'format': 'byte'})
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` lists')
+
+    @field_validator('top_k', mode='before')
+    @classmethod
+    def _check_number(cls, value, info):
+        # In a form every value is text; in JSON pydantic would also take `true` and "5" for numbers
+        if info.mode == 'json' and isinstance(value, bool|str): raise ValueError('use a whole number')
+        return value
 
 # %% ../nbs/91_requests.ipynb #2de216dd
 STATUSES = {EmptyImage: 400, TooManyPixels: 413, TooCostly: 413, UnsupportedImage: 415, ImageError: 422}
@@ -207,7 +214,7 @@ def _as_request_error()->Iterator[None]:
 def _parse_json(data:bytes)->tuple[bytes, int|None]:
     if len(data) - len(data.translate(None, b',[{')) > 1000:
         raise ImageError('the JSON has more than 1,000 commas and brackets; send {"image_base64": "…"}')
-    with _as_request_error(): body = ImageBody.model_validate_json(data, strict=True)
+    with _as_request_error(): body = ImageBody.model_validate_json(data)
     return from_base64(body.image_base64), body.top_k
 
 async def read_json(
