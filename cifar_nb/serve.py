@@ -209,11 +209,14 @@ async def _answer_one(
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
     try:
-        async with places: return await engine.answer(data, top_k, **wanted)
+        async with asyncio.timeout(engine.max_wait): await places.acquire()
+    except TimeoutError: return Failure(detail='the image has waited for too long', status=503)
+    try: return await engine.answer(data, top_k, **wanted)
     except ImageError as e:
         await asyncio.sleep(DelayRefusals.seconds)
         return Failure(detail=str(e), status=status_of(e))
     except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
+    finally: places.release()
 
 async def predict_batch(
     request:Request, engine:EngineDep, settings:SettingsDep, client:Client, *, top_k:TopK=5, view:View=False,
