@@ -29,6 +29,7 @@ from traffic import (
     hostile_requests,
     keep_asking,
     median,
+    refusals,
     small_requests,
     started,
     statuses,
@@ -125,8 +126,9 @@ async def one_crowd(address, n, good, *, hostile, seconds):
     during = [one for one in replies if one.ask.good]
     attacks = [one for one in replies if not one.ask.good]
     slower = round(waits(during)["p99"] / waits(before)["p99"], 2) if during and before else None
-    return dict(clients=n, undisturbed=dict(waits(before), statuses=statuses(before)),
-                good=dict(waits(during), statuses=statuses(during)), p99_ratio=slower,
+    seen = dict(waits(during), statuses=statuses(during), refusals=refusals(during))
+    return dict(clients=n, undisturbed=dict(waits(before), statuses=statuses(before)), good=seen,
+                p99_ratio=slower,
                 attacks=dict(waits(attacks), statuses=statuses(attacks)))
 
 

@@ -3,12 +3,14 @@ import asyncio
 import base64
 import json
 import random
+import re
 import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ class Reply:
     start: float
     seconds: float
     retry: bool  # Whether it has Retry-After
+    text: str = ""  # What an answer other than 200 says
 
 
 def post(path, body, content_type="application/json", host="127.0.0.1"):
@@ -104,22 +107,23 @@ class Client:
         self.waiting = None  # A request without an answer so far, and since when
 
     async def ask(self, ask, timeout=120):
-        start, status, retry = time.monotonic(), 0, False
+        start, status, retry, text = time.monotonic(), 0, False, ""
         self.waiting = ask, start
         try:
-            async with asyncio.timeout(timeout): status, retry = await self.exchange(ask.wire)
+            async with asyncio.timeout(timeout): status, retry, text = await self.exchange(ask.wire)
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError): self.close()
         self.waiting = None
-        return Reply(ask, status, start, time.monotonic() - start, retry)
+        return Reply(ask, status, start, time.monotonic() - start, retry, text)
 
     async def exchange(self, wire):
         if self.writer is None: self.reader, self.writer = await asyncio.open_connection(*self.address)
         self.writer.write(wire)  # and listen at once: a refusal may come before the body has gone
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin1").lower()
         fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
-        await self.reader.readexactly(int(fields.get("content-length", 0)))
+        body = await self.reader.readexactly(int(fields.get("content-length", 0)))
         if fields.get("connection") == "close": self.close()
-        return int(head.split()[1]), "retry-after" in fields
+        status = int(head.split()[1])
+        return status, "retry-after" in fields, "" if status == 200 else body[:200].decode(errors="replace")
 
     def close(self):
         if self.writer: self.writer.close()
@@ -161,6 +165,13 @@ def statuses(replies):
         if reply.status == 503 and not reply.retry: name += " without Retry-After"
         found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items()))
+
+
+def refusals(replies):
+    "How many answers other than 200 say what; numbers in them are left out."
+    said = Counter(re.sub(r"[\d,.]+", "N", f"{reply.status} {reply.text}") for reply in replies
+                   if reply.status != 200)
+    return dict(said.most_common(10))
 
 
 def seen(process):

@@ -169,6 +169,7 @@ class Engine:
         self.max_wait = max_wait
         self.max_per_client = max_per_client
         self.waiting:Counter[str] = Counter()  # images in the queue, by client
+        self.batch_places = asyncio.Semaphore(max(1, max_waiting//2))  # for images that came with others
         self.busy_since:float|None = None  # start of the batch that the thread computes
         self.failures = 0  # batches in a row of which nothing could be computed
         self.stopping = False  # whether new images are refused

@@ -141,19 +141,33 @@ ERROR_HANDLERS = {
 # %% ../nbs/91_requests.ipynb #91delay1
 class DelayRefusals:
     "ASGI middleware: a POST that is refused with a 4xx gets its answer a little later."
-    seconds = .05
+    seconds = .05  # At least; for a body of several megabytes as much for each of them
     def __init__(self,
         app, # The ASGI application below
     ): self.app = app
 
     async def __call__(self, scope, receive, send):
-        async def send_later(message):
-            if message['type'] == 'http.response.start' and 400 <= message['status'] < 500:
-                await asyncio.sleep(self.seconds)
-            await send(message)
+        if scope['type'] != 'http' or scope['method'] != 'POST': return await self.app(scope, receive, send)
+        n_bytes = 0
+        refusal = []  # messages that wait
 
-        is_post = scope['type'] == 'http' and scope['method'] == 'POST'
-        await self.app(scope, receive, send_later if is_post else send)
+        async def count():
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get('body', b''))
+            return message
+
+        async def send_refusal():
+            await asyncio.sleep(self.seconds*max(1, n_bytes/1e6))
+            while refusal: await send(refusal.pop(0))
+
+        async def hold(message):
+            if not refusal and not 400 <= message.get('status', 200) < 500: return await send(message)
+            refusal.append(message)
+            if message.get('more_body'): await send_refusal()
+
+        await self.app(scope, count, hold)
+        if refusal: await send_refusal()
 
 # %% ../nbs/91_requests.ipynb #e243244e
 def from_base64(

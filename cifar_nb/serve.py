@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -208,15 +208,16 @@ async def _answer_one(
     **wanted, # `client` and `view` of `Engine.answer`
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
-    try:
-        async with asyncio.timeout(engine.max_wait): await places.acquire()
-    except TimeoutError: return Failure(detail='the image has waited for too long', status=503)
-    try: return await engine.answer(data, top_k, **wanted)
-    except ImageError as e:
-        await asyncio.sleep(DelayRefusals.seconds)
-        return Failure(detail=str(e), status=status_of(e))
-    except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
-    finally: places.release()
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(engine.max_wait):
+                for semaphore in (places, engine.batch_places): await held.enter_async_context(semaphore)
+        except TimeoutError: return Failure(detail='the image has waited for too long', status=503)
+        try: return await engine.answer(data, top_k, **wanted)
+        except ImageError as e:
+            await asyncio.sleep(DelayRefusals.seconds)
+            return Failure(detail=str(e), status=status_of(e))
+        except HTTPException as e: return Failure(detail=e.detail, status=e.status_code)
 
 async def predict_batch(
     request:Request, engine:EngineDep, settings:SettingsDep, client:Client, *, top_k:TopK=5, view:View=False,
