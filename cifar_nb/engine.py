@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -231,6 +231,7 @@ class Engine:
         client:str='', # Who sends it, such as an address
         view:bool=False, # Whether to send back what the model saw
         explain:bool=False, # Whether to send back where it looked
+        turn:asyncio.Lock|None=None, # Shared by images that are to be decoded one after the other
     )->Answer:
         "Wait for the thread. Raises `ImageError`, or a 503 for no model, a full queue, or too long a wait."
         self.ready()
@@ -238,17 +239,17 @@ class Engine:
         with self._place(client):
             while True:
                 try:
-                    seen,*large = await self._decode(data, since, explain)
+                    seen,*large = await self._decode(data, since, explain, turn)
                     done = self.loop.create_future()
                     return await self._wait(Job(seen, top_k, done, large[0] if large else None, view, since))
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e
 
-    async def _decode(self, data, since, explain)->list[np.ndarray]:
+    async def _decode(self, data, since, explain, turn)->list[np.ndarray]:
         size = self.ready().card.input_size
         sizes = (size, max(256, size)) if explain else (size,)
         try:
-            async with asyncio.timeout(since+self.max_wait-time.monotonic()):
+            async with asyncio.timeout(since+self.max_wait-time.monotonic()), turn or nullcontext():
                 return await self.decoder(data, *sizes)
         except TimeoutError as e: raise _waited_too_long(self.max_wait) from e
 

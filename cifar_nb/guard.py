@@ -168,7 +168,9 @@ class HeldBytes:
         now = time.monotonic()
         if self.peak < 30_000_000 or self.total > self.peak//4 or now < self.returned+2: return
         self.peak,self.returned = self.total,now
-        asyncio.get_running_loop().run_in_executor(None, return_memory)
+        loop = asyncio.get_running_loop()
+        # a moment later, when the last of them has been forgotten, too
+        loop.call_later(.2, loop.run_in_executor, None, return_memory)
 
 class HeldPart:
     "What one request holds of the total."
@@ -300,6 +302,7 @@ class GuardBodies:
             else: await JSONResponse({'detail': detail}, status)(scope, one.receive, one.send)
         finally:
             part.release()
+            self.held.tidy()
             if 'refused' in scope:
                 log.info('%s: %s', *scope['refused'][1:], extra={'request': {'id': scope.get('request_id')}})
 

@@ -81,6 +81,8 @@ def upright(
 )->Image.Image: # The same object if there is nothing to rotate
     "Rotate and flip the image as its EXIF orientation says."
     image.load()
+    # EXIF as hexadecimal text, which may be packed, and takes long to read
+    if len(image.info.get('Raw profile type exif', '')) > 200_000: return image
     try: turn = _ORIENTATIONS[image.getexif()[ExifTags.Base.Orientation]]
     except Exception:  # There is none, or the EXIF data is damaged, and it is only a note
         return image

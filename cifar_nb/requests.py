@@ -140,14 +140,15 @@ ERROR_HANDLERS = {
 
 # %% ../nbs/91_requests.ipynb #91delay1
 class DelayRefusals:
-    "ASGI middleware: a POST that is refused with a 4xx gets its answer a little later."
+    "ASGI middleware: a request other than GET or HEAD that is refused with a 4xx gets its answer later."
     seconds = .05  # At least; for a body of several megabytes as much for each of them
     def __init__(self,
         app, # The ASGI application below
     ): self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http' or scope['method'] != 'POST': return await self.app(scope, receive, send)
+        if scope['type'] != 'http' or scope['method'] in ('GET', 'HEAD'):
+            return await self.app(scope, receive, send)
         n_bytes = 0
         refusal = []  # messages that wait
 

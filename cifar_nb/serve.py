@@ -205,7 +205,7 @@ async def _answer_one(
     places:asyncio.Semaphore, # Of the request that the image came with
     data:bytes, # An image file
     top_k:int, # Candidates to list
-    **wanted, # `client` and `view` of `Engine.answer`
+    **wanted, # `client`, `view` and `turn` of `Engine.answer`
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
     async with AsyncExitStack() as held:
@@ -228,8 +228,8 @@ async def predict_batch(
     engine.ready()
     images = await read_files(request, settings.max_batch)
     places = asyncio.Semaphore(4)  # one request may not fill the queue
-    answers = (_answer_one(engine, places, data, top_k, client=client, view=view) for data in images)
-    found = await asyncio.gather(*answers)
+    wanted = dict(client=client, view=view, turn=asyncio.Lock())
+    found = await asyncio.gather(*(_answer_one(engine, places, data, top_k, **wanted) for data in images))
     rows = ','.join(one.model_dump_json() for one in found)
     return Response(f'[{rows}]', media_type='application/json')
 
