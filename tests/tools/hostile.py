@@ -241,6 +241,13 @@ def png_texts_not_in_utf8():
 
 
 @hostile
+def png_exif_in_a_packed_text():
+    "A megabyte of hexadecimal digits, as ImageMagick writes EXIF."
+    digits = b"\nexif\n  499990\n" + b"0" * 999_980
+    return png_around(chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(digits, 9)))
+
+
+@hostile
 def png_plain_texts():
     return png_around(*(chunk(b"tEXt", b"%x\0" % i) for i in range(520_000)))
 
