@@ -178,7 +178,7 @@ class Decoder:
             raise ConfigError('decoding in processes needs a system that can fork: set CIFAR_NB_DECODERS=0')
         self.max_large = max_large
         fast = fast_lane(max_pixels)
-        slow = Lane(seconds, memory, max_pixels, nice=10)
+        slow = Lane(seconds, memory, max_pixels, nice=5)
         self.fast:list[_ProcessLane|_ThreadLane] = [_ThreadLane(fast)]
         self.slow:_ProcessLane|_ThreadLane = _ThreadLane(slow)
         if processes:
