@@ -281,7 +281,7 @@ def _add_middleware(app:FastAPI, settings:ServiceSettings, metrics:Metrics):
         expose_headers=['X-Request-ID', 'Retry-After'])
     app.add_middleware(AnswerErrors)
     app.add_middleware(DelayRefusals)
-    app.add_middleware(AddHeaders)
+    app.add_middleware(AddHeaders, frame_origins=settings.frame_origins)
     app.add_middleware(Observe, watchers=[metrics.count_request, log_request])
     app.add_middleware(AddPrefix, prefix=settings.root_path)
 
@@ -371,7 +371,7 @@ def open_port(
         if sock: sock.close()
         why = getattr(e, 'strerror', None) or e
         raise ConfigError(f'cannot listen on {host}, port {port}: {why}; '
-                          'choose another address (CIFAR_NB_HOST) or port (CIFAR_NB_PORT)') from e
+                          'choose another host or port (port 0 takes a free one)') from e
     return sock
 
 def address_of(sock:socket.socket)->str: # Such as http://127.0.0.1:8000 or http://[::1]:8000
@@ -406,10 +406,11 @@ def served(
     server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
-    while thread.is_alive() and not server.started: time.sleep(.01)
     try:
+        while thread.is_alive() and not server.started: time.sleep(.01)
         if not server.started: raise ConfigError('the server did not start; its log says why')
         yield address_of(sock)
     finally:
         server.should_exit = True
         thread.join(10)
+        sock.close()  # also after a start that failed or was interrupted
