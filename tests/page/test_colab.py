@@ -2,6 +2,7 @@
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 from tools.colab import colab, launch_cells
@@ -38,7 +39,9 @@ def framed(browser, url, *outside):
         def forward(route):
             at = urlsplit(route.request.url)
             here = f"{url}{at.path}?{at.query}".removesuffix("?")
-            route.fulfill(response=route.fetch(url=here, headers=route.request.all_headers()))
+            # the browser adds this one later than we see the request
+            headers = {**route.request.all_headers(), "sec-fetch-site": "same-origin"}
+            route.fulfill(response=route.fetch(url=here, headers=headers))
         window.route(f"{PROXY}**", forward)
         tab = window.new_page()
         tab.on("console", lambda message: said.append(message.text))
@@ -65,6 +68,8 @@ def launched():
 def test_the_notebook_shows_its_port(launched):
     url, [(port, options)] = launched
     assert url.endswith(f":{port}") and int(options["height"]) >= 600
+    sent = {"Host": urlsplit(PROXY).netloc, "Sec-Fetch-Site": "same-origin", "Origin": PROXY[:-1]}
+    assert httpx.post(f"{url}/predict", files={"file": saved(BASE, "PNG")}, headers=sent).status_code == 200
 
 
 def test_the_page_answers_in_a_frame_of_colab(browser, launched):
