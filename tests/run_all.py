@@ -18,7 +18,9 @@ OFFLINE = {
 
 def exported_is_current(export="nbdev_export", files="*.py"):
     "Exporting must leave the package as it is."
-    def texts(): return {p: p.read_bytes() for p in [*ROOT.glob(f"cifar_nb/{files}"), ROOT / "pyproject.toml"]}
+    def texts():
+        paths = [*ROOT.glob(f"cifar_nb/{files}"), ROOT / "pyproject.toml"]
+        return {path: path.read_bytes() for path in paths}
     before = texts()
     subprocess.run([export], cwd=ROOT, check=True)
     after = texts()

@@ -8,7 +8,7 @@ from tools.server import COMMAND
 
 FAILURES = {
     "another build": "raise RuntimeError('operator torchvision::nms does not exist')",
-    "another version": "raise AttributeError(\"partially initialized module 'torchvision' has no 'extension'\")",
+    "another version": "raise AttributeError(\"module 'torchvision' has no attribute 'extension'\")",
     "another CUDA": "raise ImportError('libcudart.so.13: cannot open shared object file')",
 }
 

@@ -2,7 +2,6 @@
 import sys
 import types
 from contextlib import contextmanager
-from unittest import mock
 
 from tools.repository import ROOT, sources
 
@@ -15,10 +14,11 @@ def colab():
     output.serve_kernel_port_as_iframe = lambda port, **options: shown.append((port, options))
     package = types.ModuleType("google.colab")
     package.output = output
-    google = types.ModuleType("google")
-    google.colab = package
-    modules = {"google": google, "google.colab": package, "google.colab.output": output}
-    with mock.patch.dict(sys.modules, modules): yield shown
+    modules = {"google.colab": package, "google.colab.output": output}
+    sys.modules.update(modules)  # not by mock.patch.dict, which would also forget what the cells import
+    try: yield shown
+    finally:
+        for name in modules: del sys.modules[name]
 
 
 def launch_cells():
