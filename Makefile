@@ -1,16 +1,20 @@
 # Every target sets itself up in .venv; a second run costs no second set-up.
 PYTHON ?= python3
+# Colab has Python 3.13; any other shows nearly as much
+COLAB_PYTHON ?= $(firstword $(foreach name,python3.13 $(PYTHON),$(shell command -v $(name))))
 VENV   ?= .venv
+COLAB_VENV  ?= .venv-colab
+NBDEV3_VENV ?= .venv-nbdev3
 BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS   ?=
 SHELL  := bash
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
-.PHONY: help serve train test notebooks readme benchmarks clean
+.PHONY: help serve train test colab nbdev3 notebooks readme benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.package: settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and f"Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -31,6 +35,16 @@ train: $(VENV)/.package  ## Train on the real data, downloading it where it is m
 test: $(VENV)/.dev  ## Run every test, offline, on synthetic images; print where the time goes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/run_all.py
 
+colab:  ## Install into Colab's versions of all libraries (.github/colab.txt), replacing none, and run every notebook there
+	$(COLAB_PYTHON) -m venv --clear $(COLAB_VENV)
+	$(COLAB_VENV)/bin/python -m pip install -q -r .github/colab.txt
+	$(COLAB_VENV)/bin/python tests/colab.py
+
+nbdev3:  ## Export and test the notebooks with nbdev 3, which must write the same package as nbdev 2
+	$(PYTHON) -m venv --clear $(NBDEV3_VENV)
+	$(NBDEV3_VENV)/bin/python -m pip install -q -e '.[notebooks,export,nbdev3]'
+	PATH="$(abspath $(NBDEV3_VENV))/bin:$$PATH" $(NBDEV3_VENV)/bin/python tests/nbdev3.py
+
 notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs
 	for nb in $(NOTEBOOKS); do echo $$nb; TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 --log-level WARN $$nb || exit 1; done
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean --fname nbs
@@ -48,4 +62,4 @@ benchmarks: $(VENV)/.dev  ## Measure loading, start and speed for hours, on a qu
 	$(BIN)/python benchmarks/speed.py run speed_cifar100 --runs 3
 
 clean:  ## Remove the environment and what builds leave behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COLAB_VENV) $(NBDEV3_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -344,6 +344,7 @@ def serve(
     max_decode_bytes:Annotated[int|None, _setting('max_decode_bytes')]=None,
     allowed_hosts:Annotated[str|None, _setting('allowed_hosts')]=None,
     cors_origins:Annotated[str|None, _setting('cors_origins')]=None,
+    frame_origins:Annotated[str|None, _setting('frame_origins')]=None,
     root_path:Annotated[str|None, _setting('root_path')]=None,
     log_json:Annotated[bool|None, typer.Option(
         '--log-json', help='Write log lines as JSON [CIFAR_NB_LOG_JSON, else text]')]=None,
@@ -362,7 +363,7 @@ def serve(
         max_held_bytes=max_held_bytes, max_per_client=max_per_client, max_header_bytes=max_header_bytes,
         max_header_seconds=max_header_seconds, max_pixels=max_pixels, decoders=decoders,
         max_decode_seconds=max_decode_seconds, max_decode_bytes=max_decode_bytes, allowed_hosts=allowed_hosts,
-        cors_origins=cors_origins, root_path=root_path, log_json=log_json)
+        cors_origins=cors_origins, frame_origins=frame_origins, root_path=root_path, log_json=log_json)
     where = best_device(settings.device)
     check_backend(settings.backend, where)
     sock = open_port(settings.host, settings.port)
@@ -373,9 +374,17 @@ def serve(
     run(settings, sock)
 
 # %% ../nbs/97_cli.ipynb #a496a226
+def _run_app():
+    "The command. Raises `ConfigError` instead of an error that comes from the wrong torchvision."
+    try: app()
+    except (ImportError, RuntimeError, AttributeError):
+        from cifar_nb.device import check_torchvision
+        check_torchvision()
+        raise
+
 def main():
     "The command `cifar-nb`."
-    try: app()
+    try: _run_app()
     except CifarNbError as e:
         print(f'cifar-nb: {printable(str(e))}', file=sys.stderr)
         sys.exit(e.exit_code)

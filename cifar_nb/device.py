@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Precision', 'best_device', 'device_note', 'seed_everything', 'repeatable_kernels', 'random_state',
-           'set_random_state', 'Amp', 'best_precision', 'keep_memory', 'source_revision', 'library_versions']
+           'set_random_state', 'Amp', 'best_precision', 'keep_memory', 'source_revision', 'library_versions',
+           'check_torchvision']
 
 # %% ../nbs/01_device.ipynb #523334f9
 import ctypes
+import importlib
 import platform
 import random
 import re
 import subprocess
 from contextlib import AbstractContextManager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,3 +176,19 @@ def library_versions()->dict[str, str]:
     "The versions of Python and PyTorch, and the machine with its number of CPU threads."
     machine = f'{platform.machine()}, {torch.get_num_threads()} threads'
     return dict(python=platform.python_version(), torch=torch.__version__, machine=machine)
+
+# %% ../nbs/01_device.ipynb #01builds2
+def check_torchvision()->None:
+    "Raises `ConfigError` when the installed torchvision was not built for the installed PyTorch."
+    try: importlib.import_module('torchvision')
+    except Exception as e:  # What it raises depends on the builds
+        ours,theirs = _installed('torch'),_installed('torchvision')
+        build = ours.partition('+')[2]
+        index = f' --index-url https://download.pytorch.org/whl/{build}' if build else ''
+        raise ConfigError(
+            f'torchvision {theirs} does not work with PyTorch {ours}; install both from one place: '
+            f'pip uninstall -y torch torchvision && pip install torch torchvision{index}') from e
+
+def _installed(package:str)->str: # Its version as the installer knows it
+    try: return metadata.version(package)
+    except metadata.PackageNotFoundError: return '(not installed)'

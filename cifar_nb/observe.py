@@ -15,7 +15,7 @@ import secrets
 import time
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -178,7 +178,7 @@ class Observe:
             for watch in self.watchers: watch(record)
 
 # %% ../nbs/92_observe.ipynb #48cc3314
-_CSP = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_CSP = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors {frames}"
 _PAGE_CSP = (_CSP + "; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
              "connect-src 'self'")
 _DOCS_CSP = (_CSP + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -196,7 +196,10 @@ class AddHeaders:
     "ASGI middleware: the request's id and the security headers on every response."
     def __init__(self,
         app, # The ASGI application below
-    ): self.app = app
+        frame_origins:Sequence[str]=(), # Whose pages may show ours in a frame
+    ):
+        self.app = app
+        self.frames = ' '.join(frame_origins) or "'none'"
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
@@ -206,7 +209,7 @@ class AddHeaders:
             if message['type'] == 'http.response.start':
                 headers = MutableHeaders(scope=message)
                 headers['X-Request-ID'] = scope.get('request_id', '')
-                headers['Content-Security-Policy'] = _POLICIES.get(path, _CSP)
+                headers['Content-Security-Policy'] = _POLICIES.get(path, _CSP).format(frames=self.frames)
                 for name,value in _HEADERS.items(): headers[name] = value
             await send(message)
 

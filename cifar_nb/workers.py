@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
 
+import PIL
 import torch
 import uvicorn
 from fastapi import FastAPI
@@ -107,6 +108,12 @@ def _run_workers(settings:ServiceSettings, sock:socket):
                                    timeout_worker_healthcheck=60)
             _Workers(config, sockets=[sock]).run()
 
+def _note_old_pillow():
+    "Say in the log that a newer version of the library that decodes images has fixes."
+    if int(PIL.__version__.partition('.')[0]) < 13:
+        log.warning('Pillow %s is older than 13, which has fixes for the decoding of images from outside: '
+                    'pip install -U "pillow>=13"', PIL.__version__)
+
 def run(
     settings:ServiceSettings,
     sock:socket, # From `open_port`
@@ -115,5 +122,6 @@ def run(
 
     Raises `ConfigError` for several workers where there is no SIGHUP."""
     start_logging(settings.log_json)
+    _note_old_pillow()
     if settings.workers > 1: return _run_workers(settings, sock)
     uvicorn.Server(server_config(create_app(settings))).run(sockets=[sock])

@@ -16,14 +16,16 @@ OFFLINE = {
 }
 
 
-def exported_is_current():
-    "`nbdev_export` must leave the package as it is."
-    def texts(): return {p: p.read_bytes() for p in [*ROOT.glob("cifar_nb/*.py"), ROOT / "pyproject.toml"]}
+def exported_is_current(export="nbdev_export", files="*.py"):
+    "Exporting must leave the package as it is."
+    def texts():
+        paths = [*ROOT.glob(f"cifar_nb/{files}"), ROOT / "pyproject.toml"]
+        return {path: path.read_bytes() for path in paths}
     before = texts()
-    subprocess.run(["nbdev_export"], cwd=ROOT, check=True)
+    subprocess.run([export], cwd=ROOT, check=True)
     after = texts()
     changed = sorted(str(p.relative_to(ROOT)) for p in {*before, *after} if before.get(p) != after.get(p))
-    if changed: sys.exit(f"nbdev_export changed {', '.join(changed)}: edit notebooks, commit what it writes")
+    if changed: sys.exit(f"{export} changed {', '.join(changed)}: edit notebooks, commit what it writes")
 
 
 def command(*args, **more):

@@ -24,6 +24,34 @@ def test_a_notebook_begins_with_its_question(path):
         assert part in frame, f"{path.name} lacks {part!r}"
 
 
+INSTALL = """\
+# Colab gets the package here. Elsewhere it is installed already, and this cell does nothing.
+import sys
+
+if 'google.colab' in sys.modules:
+    !pip install -q "cifar_nb[EXTRAS] @ git+https://github.com/cifar-nb/cifar_nb"\
+"""
+LAST = """\
+#| hide
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('nbdev') and Path('../settings.ini').exists():  # a checkout with the tools to change it
+    import nbdev
+
+    nbdev.nbdev_export()\
+"""
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_notebook_installs_only_in_colab_and_exports_only_with_nbdev(path):
+    install = next(code for code in sources(path, "code") if "pip install" in code)
+    address = readme_tool().address()
+    theirs = install.replace("{user}/{repo}".format(**address), "cifar-nb/cifar_nb")
+    assert re.sub(r"\[[\w,]+\]", "[EXTRAS]", theirs) == INSTALL
+    assert sources(path, "code")[-1] == LAST
+
+
 def test_links_lead_to_the_address_in_settings():
     tool = readme_tool()
     for path in [*NOTEBOOKS, ROOT / "README.md"]:

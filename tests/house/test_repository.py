@@ -1,8 +1,12 @@
 "What the repository promises about itself."
+import configparser
 import re
+import tomllib
 
+from packaging.requirements import Requirement
 from tools.repository import ROOT
 
+from cifar_nb import __version__
 from cifar_nb.guard import ServiceSettings
 
 
@@ -38,3 +42,35 @@ def test_security_names_the_defaults():
         expected = "not set" if default is None else f"{default:,}" if isinstance(default, int) else default
         # Windows decodes in the service's own process
         if name != "decoders" or default: assert said == str(expected), name
+
+
+INI = configparser.ConfigParser(delimiters=["="])
+INI.read(ROOT / "settings.ini", encoding="utf-8")
+SETTINGS = INI["DEFAULT"]
+
+
+def test_both_generations_of_nbdev_read_the_same():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    nbdev, project = pyproject["tool"]["nbdev"], pyproject["project"]
+    for name in ("nbs_path", "lib_path", "doc_path", "readme_nb", "tst_flags"):
+        assert nbdev[name] == SETTINGS[name], name
+    assert project["name"] == SETTINGS["lib_name"]
+    assert project["requires-python"] == f">={SETTINGS['min_python']}"
+    assert __version__ == SETTINGS["version"]
+
+
+def test_the_requirements_allow_what_colab_has():
+    "Or else an install in Colab would replace a library that its kernel has loaded."
+    lines = (ROOT / ".github" / "colab.txt").read_text(encoding="utf-8").splitlines()
+    colab = dict(line.lower().replace("_", "-").split("==") for line in lines if line and line[0] != "#")
+    texts = SETTINGS["requirements"].split() + SETTINGS["notebooks_requirements"].split()
+    wanted = [Requirement(text) for text in texts]
+    checked = {one.name for one in wanted if one.name in colab}
+    assert {"torch", "pillow", "numpy", "matplotlib", "uvicorn", "fastapi", "fastcore"} <= checked
+    for one in wanted: assert one.name not in colab or one.specifier.contains(colab[one.name]), one
+
+
+def test_the_newest_pillow_is_not_required():
+    "gradio 6, which Colab has, wants one below 13."
+    pillow = next(Requirement(text) for text in SETTINGS["requirements"].split() if text.startswith("pillow"))
+    assert all(pillow.specifier.contains(version) for version in ("11.3.0", "12.3.0", "13.0.0"))

@@ -2,6 +2,7 @@
 import inspect
 import io
 import json
+import re
 import shutil
 import socket
 import traceback
@@ -225,6 +226,27 @@ def test_cors_origins(predictor):
             reply = client.get("/live", headers={"Origin": origin})
             return reply.headers.get("access-control-allow-origin")
         assert (allowed("https://a.example"), allowed("http://localhost:3000")) == ("https://a.example", None)
+
+
+def test_frame_origins(predictor):
+    def frames(**changes):
+        with running(predictor, **changes) as client:
+            replies = [client.get(path) for path in ("/", "/docs", "/live", "/x")]
+        policies = {reply.headers["content-security-policy"] for reply in replies}
+        return {re.search(r"frame-ancestors ([^;]+)", policy)[1] for policy in policies}
+    assert frames() == {"'none'"}
+    two = ["https://a.example", "https://*.b.example:8443"]
+    assert frames(frame_origins=two) == {" ".join(two)}
+    as_text = ServiceSettings.read(frame_origins=", ".join(two))
+    assert as_text.frame_origins == two == ServiceSettings(**dict(as_text)).frame_origins
+
+
+@pytest.mark.parametrize("wrong", [
+    "*", "https://*", "a.example", "'self'", "https://a.example; script-src *", "https://a.example/path",
+    "https://a.example\r\nX: y", "https://a.*.example", "data:"])
+def test_what_may_frame_the_page_must_be_an_origin(wrong):
+    with pytest.raises(ConfigError, match="FRAME_ORIGINS|frame_origins"):
+        ServiceSettings.read(frame_origins=wrong)
 
 
 def test_allowed_hosts(predictor):
