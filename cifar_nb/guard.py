@@ -71,7 +71,10 @@ class ServiceSettings(Settings):
                     'by commas; * is any name. IP addresses and names without a dot are always answered. '
                     'Unless set: no other names on a loopback address, and all names on other addresses')
     root_path:str = Field('', pattern=r'^(/[\w.~-]+)*$',
-        description='Path prefix that a reverse proxy adds and strips, such as /images')
+        description='Path prefix of a reverse proxy, such as /images; the proxy may cut it off or keep it')
+    drain_seconds:float = Field(5, ge=0, le=3600,
+        description='Seconds after SIGTERM in which requests are still answered while /health says 503, so '
+                    'that a load balancer can turn elsewhere; Ctrl-C does not wait')
     log_json:bool = Field(False, description='Write log lines as JSON')
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* means any port')
@@ -83,6 +86,13 @@ class ServiceSettings(Settings):
             raise ValueError('use ASCII letters, digits and signs without spaces at the ends: '
                              'an HTTP header cannot carry anything else')
         return key
+
+    @field_validator('root_path', mode='before')
+    @classmethod
+    def _normalize_path(cls, path):
+        if not isinstance(path, str): return path
+        path = path.strip('/ ')
+        return f'/{path}' if path else ''
 
     @field_validator('cors_origins', 'allowed_hosts', mode='before')
     @classmethod
