@@ -286,13 +286,14 @@ def _is_binary(data:bytes)->bool: # Of the first bytes; text has no control char
     return _CONTROL.search(data, 0, 64) is not None
 
 async def _files_of(form:FormData)->list[bytes]: # In their order
-    found = []
-    for _,value in form.multi_items():
-        if isinstance(value, UploadFile):
-            # browsers send a file without a name where no file was chosen
-            if value.filename or value.size: found.append(await value.read())
-        elif _is_binary(value[:64].encode('latin-1')): found.append(value.encode('latin-1'))
-    return found
+    "The files of a form; if it has none, the parts that only lack a name."
+    values = [value for _,value in form.multi_items()]
+    uploads = [value for value in values if isinstance(value, UploadFile)]
+    # browsers send an empty file without a name where no file was chosen
+    found = [await upload.read() for upload in uploads if upload.filename or upload.size]
+    if found: return found
+    parts = [value.encode('latin-1') for value in values if isinstance(value, str)]
+    return [part for part in parts if _is_binary(part)]
 
 def _image_in(fields:list[tuple[str, str]])->bytes:
     "The image in the text fields of a form. Raises `ImageError`."

@@ -103,7 +103,8 @@ def typed(kind): return {} if kind is None else {"Content-Type": kind}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("route", [
-    "POST /predict", "PUT /predict", "POST /explain", "PUT /explain", "POST /classify/", "POST /predict_base64"])
+    "POST /predict", "PUT /predict", "POST /explain", "PUT /explain", "POST /classify/",
+    "POST /predict_base64"])
 def test_the_image_as_the_whole_body(url, right, kind, route):
     method, path = route.split()
     reply = httpx.request(method, url + path, content=JPEG, headers=typed(kind), timeout=60)
@@ -159,7 +160,8 @@ def test_forms(url, right, form):
     for path in ("/predict", "/explain", "/predict_base64"):
         reply = httpx.post(url + path, timeout=60, **form)
         assert reply.status_code == 200, reply.text
-        assert reply.json()["probabilities"] == pytest.approx(right, abs=1e-5) and len(reply.json()["top"]) == 5
+        assert reply.json()["probabilities"] == pytest.approx(right, abs=1e-5)
+        assert len(reply.json()["top"]) == 5
 
 
 NOT_CHOSEN = b'--x\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n\r\n--x--\r\n'
@@ -167,7 +169,7 @@ REFUSED = {
     "nothing": (422, "no image", {}),
     "nothing, but a type": (422, "no image", dict(headers=typed("image/jpeg"))),
     "two files": (422, "more than one image", dict(files=[("file", JPEG), ("file", PNG)])),
-    "two files in two fields": (422, "more than one image", dict(files={"image": JPEG, "mask": PNG})),
+    "two fields with files": (422, "more than one image", dict(files={"image": JPEG, "mask": PNG})),
     "two texts": (422, "more than one image", dict(data={"file": TEXT, "image": TEXT})),
     "another text field": (422, "no image", dict(data={"name": "cat"})),
     "no file chosen": (422, "no image", dict(
