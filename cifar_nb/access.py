@@ -14,7 +14,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # %% ../nbs/90_access.ipynb #95acc011
@@ -25,6 +25,7 @@ class Connection(HttpToolsProtocol):
         self.reading = 'nothing'  # or the 'head' or the 'body' of a request
         self.running = None  # The request that the application answers now
         self.refused = False
+        self.ending = False  # whether the server stops
 
     def on_message_begin(self):
         super().on_message_begin()
@@ -33,6 +34,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self):
         super().on_headers_complete()
         self.reading = 'body'
+        if self.ending: self.cycle.keep_alive = False
 
     def on_message_complete(self):
         super().on_message_complete()
@@ -68,6 +70,15 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope['method'] = ''
         self.scope['raw_path'] = path
+
+    def shutdown(self):
+        self.ending = True
+        if self.cycle is not None and not self.cycle.response_complete: self.cycle.keep_alive = False
+        else: self.loop.call_later(.5, self._close_if_idle)
+
+    def _close_if_idle(self):
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.reading == 'nothing': self.transport.close()
 
     def _start_asgi_task(self, cycle, app):
         self.running = cycle
@@ -241,6 +252,8 @@ class AddPrefix:
     async def __call__(self, scope, receive, send):
         if scope['type'] == 'http' and not scope.get('root_path'):
             scope['root_path'] = self.prefix
+            if scope['path'] == self.prefix:  # links in the page are relative, so they need the slash
+                return await RedirectResponse(self.prefix + '/')(scope, receive, send)
             if not scope['path'].startswith(self.prefix + '/'):
                 scope['path'] = self.prefix + scope['path']
                 scope['raw_path'] = self.prefix.encode() + scope['raw_path']

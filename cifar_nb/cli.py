@@ -346,6 +346,7 @@ def serve(
     cors_origins:Annotated[str|None, _setting('cors_origins')]=None,
     frame_origins:Annotated[str|None, _setting('frame_origins')]=None,
     root_path:Annotated[str|None, _setting('root_path')]=None,
+    drain_seconds:Annotated[float|None, _setting('drain_seconds')]=None,
     log_json:Annotated[bool|None, typer.Option(
         '--log-json', help='Write log lines as JSON [CIFAR_NB_LOG_JSON, else text]')]=None,
 ):
@@ -363,7 +364,8 @@ def serve(
         max_held_bytes=max_held_bytes, max_per_client=max_per_client, max_header_bytes=max_header_bytes,
         max_header_seconds=max_header_seconds, max_pixels=max_pixels, decoders=decoders,
         max_decode_seconds=max_decode_seconds, max_decode_bytes=max_decode_bytes, allowed_hosts=allowed_hosts,
-        cors_origins=cors_origins, frame_origins=frame_origins, root_path=root_path, log_json=log_json)
+        cors_origins=cors_origins, frame_origins=frame_origins, root_path=root_path,
+        drain_seconds=drain_seconds, log_json=log_json)
     where = best_device(settings.device)
     check_backend(settings.backend, where)
     sock = open_port(settings.host, settings.port)

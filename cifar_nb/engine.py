@@ -172,7 +172,7 @@ class Engine:
         self.batch_places = asyncio.Semaphore(max(1, max_waiting//2))  # for images that came with others
         self.busy_since:float|None = None  # start of the batch that the thread computes
         self.failures = 0  # batches in a row of which nothing could be computed
-        self.stopping = False  # whether new images are refused
+        self.stopping = False  # whether the process has been told to stop
         self.jobs:queue.SimpleQueue[Job|None] = queue.SimpleQueue()
         self.tried = threading.Event()  # set after the first try to load a model
 
@@ -207,10 +207,6 @@ class Engine:
         if self.slot.predictor is None: raise busy(f'there is no model: {self.slot.why}', after=5)
         return self.slot.predictor
 
-    def admit(self):
-        "Raises a 503 when the service is stopping. Called before a body is read: what has begun is finished."
-        if self.stopping: raise busy('the service is stopping; another one may be there shortly')
-
     @contextmanager
     def _place(self, client:str)->Iterator[None]:
         "A place in the queue. Raises a 503 when it is full."
@@ -219,9 +215,11 @@ class Engine:
         if self.max_per_client and self.waiting[client] >= self.max_per_client:
             raise busy(f'{self.max_per_client} images of yours are waiting already; try again shortly')
         self.waiting[client] += 1
+        self.metrics.count_waiting(1)
         try: yield
         finally:
             self.waiting[client] -= 1
+            self.metrics.count_waiting(-1)
             if not self.waiting[client]: del self.waiting[client]
 
     async def answer(self,

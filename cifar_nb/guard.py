@@ -71,10 +71,16 @@ class ServiceSettings(Settings):
                     'by commas; * is any name. IP addresses and names without a dot are always answered. '
                     'Unless set: no other names on a loopback address, and all names on other addresses')
     root_path:str = Field('', pattern=r'^(/[\w.~-]+)*$',
-        description='Path prefix that a reverse proxy adds and strips, such as /images')
+        description='Path prefix of a reverse proxy, such as /images; the proxy may cut it off or keep it')
+    drain_seconds:float = Field(5, ge=0, le=3600,
+        description='Seconds after SIGTERM in which requests are still answered while /health says 503, so '
+                    'that a load balancer can turn elsewhere; Ctrl-C does not wait')
     log_json:bool = Field(False, description='Write log lines as JSON')
     cors_origins:Annotated[list[str], NoDecode] = Field(['http://localhost:*', 'http://127.0.0.1:*'],
         description='Web origins whose pages may call the API, separated by commas; :* means any port')
+    frame_origins:Annotated[list[str], NoDecode] = Field([],
+        description='Web origins whose pages may show ours in a frame, separated by commas, such as '
+                    'https://example.org or https://*.example.org')
 
     @field_validator('api_key', 'operations_key')
     @classmethod
@@ -84,7 +90,14 @@ class ServiceSettings(Settings):
                              'an HTTP header cannot carry anything else')
         return key
 
-    @field_validator('cors_origins', 'allowed_hosts', mode='before')
+    @field_validator('root_path', mode='before')
+    @classmethod
+    def _normalize_path(cls, path):
+        if not isinstance(path, str): return path
+        path = path.strip('/ ')
+        return f'/{path}' if path else ''
+
+    @field_validator('cors_origins', 'frame_origins', 'allowed_hosts', mode='before')
     @classmethod
     def _split_commas(cls, value):
         if not isinstance(value, str): return value
@@ -97,6 +110,15 @@ class ServiceSettings(Settings):
             if not re.fullmatch(r'https?://[^\s/*]+(:\*)?', origin):
                 raise ValueError(f'{origin!r} is not a valid origin: write https://example.org, or '
                                  'https://example.org:* for any port')
+        return origins
+
+    @field_validator('frame_origins')
+    @classmethod
+    def _check_frames(cls, origins):
+        for origin in origins:  # each becomes a word of a header
+            if not re.fullmatch(r'https?://(\*\.)?[\w.-]+(:(\d+|\*))?', origin, re.ASCII):
+                raise ValueError(f'{origin!r} is not a valid origin: write https://example.org, or '
+                                 'https://*.example.org for all names below it')
         return origins
 
     @field_validator('allowed_hosts')

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from starlette.datastructures import MutableHeaders
 
 from .core import log
@@ -75,7 +75,14 @@ _HISTOGRAMS:dict[str, tuple] = {  # Help, labels, upper bounds of the buckets
     'cifar_nb_confidence': (
         'Probability of the predicted class', (), (.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, .99, 1)),
 }
+_WAITING = 'cifar_nb_waiting_images'  # A gauge
 _BUCKETS = {name: [*map(str, map(float, bounds)), '+Inf'] for name,(_,_,bounds) in _HISTOGRAMS.items()}
+
+def _is_running(pid:int)->bool:
+    if pid == os.getpid(): return True
+    try: os.kill(pid, 0)  # sends nothing; several processes are never on Windows, where it would
+    except ProcessLookupError: return False
+    return True
 
 def _observed(
     name:str, # Of a histogram
@@ -119,9 +126,17 @@ class Metrics:
             amounts += _observed('cifar_nb_confidence', answer.confidence)
         self.tally.add(amounts)
 
+    def count_waiting(self,
+        more:int, # 1 or -1
+    ):
+        "An image has come or gone. By process, since one that is killed cannot count its images down."
+        self.tally.add([((_WAITING, str(os.getpid())), more)])
+
     def collect(self)->Iterator[Metric]:
         "Everything that was counted, as Prometheus' client wants it. Raises `OSError`."
         total = self.tally.total()
+        waiting = sum(n for (name,*pid),n in total.items() if name == _WAITING and _is_running(int(pid[0])))
+        yield GaugeMetricFamily(_WAITING, 'Images that wait for their answer', waiting)
         for name,(text,labels) in _COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=labels)
             for key,value in total.items():
@@ -160,7 +175,7 @@ class Observe:
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
         # a client can invent methods, and each would be a new line in the metrics
-        method = scope['method'] if scope['method'] in ('GET', 'HEAD', 'POST', 'OPTIONS') else 'other'
+        method = scope['method'] if scope['method'] in ('GET', 'HEAD', 'POST', 'PUT', 'OPTIONS') else 'other'
         path = scope.get('raw_path', b'').decode('ascii', 'replace')[:200]
         record = RequestRecord(_request_id(scope), method, path)
         scope['request_id'] = record.id
@@ -197,20 +212,23 @@ class AddHeaders:
     def __init__(self,
         app, # The ASGI application below
         frame_origins:Sequence[str]=(), # Whose pages may show ours in a frame
+        stopping:Callable[[], bool]=lambda: False, # Whether clients should turn to another server
     ):
         self.app = app
         self.frames = ' '.join(frame_origins) or "'none'"
+        self.stopping = stopping
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        path = scope['path'].removeprefix(scope.get('root_path', ''))
 
         async def add(message):
             if message['type'] == 'http.response.start':
+                path = scope['path'].removeprefix(scope.get('root_path', ''))
                 headers = MutableHeaders(scope=message)
                 headers['X-Request-ID'] = scope.get('request_id', '')
                 headers['Content-Security-Policy'] = _POLICIES.get(path, _CSP).format(frames=self.frames)
                 for name,value in _HEADERS.items(): headers[name] = value
+                if self.stopping(): headers['Connection'] = 'close'
             await send(message)
 
         await self.app(scope, receive, add)

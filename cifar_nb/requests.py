@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'Problem', 'Answer', 'Explanation', 'Failure', 'Named', 'Health', 'Alive', 'Classes', 'Limits',
-           'ServedModel', 'ImageBody', 'status_of', 'busy', 'DelayRefusals', 'from_base64', 'as_data_url', 'read_json',
+           'ServedModel', 'ImageBody', 'status_of', 'busy', 'DelayRefusals', 'from_base64', 'as_data_url',
            'read_request', 'read_files']
 
 # %% ../nbs/91_requests.ipynb #d514d54b
 import asyncio
 import base64
-import binascii
+import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import unquote_to_bytes
 
 import torch
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -88,10 +89,12 @@ class ServedModel(ModelCard):
     "The card of the model, and the limits of the service."
     limits:Limits
 
+_NAMES = ('image_base64', 'image', 'file')  # Of a field with an image as text
+
 class ImageBody(BaseModel):
     "An image inside JSON."
     image_base64:str = Field(description='The image file in base64, bare or as a data URL',
-                             json_schema_extra={'format': 'byte'})
+                             validation_alias=AliasChoices(*_NAMES), json_schema_extra={'format': 'byte'})
     top_k:int|None = Field(None, ge=1, le=1000, description='How many candidates `top` lists')
 
     @field_validator('top_k', mode='before')
@@ -171,14 +174,52 @@ class DelayRefusals:
         if refusal: await send_refusal()
 
 # %% ../nbs/91_requests.ipynb #e243244e
+_AROUND = ' \t\r\n\ufeff\u200b\u200c\u200d\u2060'  # White space, byte order mark, spaces without a width
+_ESCAPES = {f'%{ord(letter):02X}': letter for letter in '+/=-_:;, '} | {'%0A': '', '%0D': ''}
+_ESCAPES |= {code.lower(): letter for code,letter in _ESCAPES.items()}
+_ESCAPES |= {'\\n': '', '\\r': '', '\\/': '/'}
+
+def _unwrap(text:str)->str:
+    "Undo what programs add around base64, and how they escape it."
+    for code,letter in _ESCAPES.items(): text = text.replace(code, letter)
+    text = text.strip(_AROUND)
+    if text.startswith(("b'", 'b"')): text = text[1:]
+    return text.strip('\'"')
+
+# %% ../nbs/91_requests.ipynb #91b64b
+def _restore_plus(
+    data:bytes, # Base64 without tabs and line breaks
+)->bytes:
+    "Spaces at equal distances were line breaks and are removed; others were a `+` that a form has decoded."
+    width,n_spaces = data.find(b' '),data.count(b' ')
+    usual = 60 <= width <= 76 and width % 4 == 0 == (len(data)-n_spaces) % 4
+    lines = usual and data[width::width+1] == b' '*n_spaces
+    return data.replace(b' ', b'' if lines else b'+')
+
+# %% ../nbs/91_requests.ipynb #91b64d
+_DATA_URL = re.compile(r'.{0,2000}?\bbase64\s*,|data:.{0,2000}?,', re.IGNORECASE|re.DOTALL|re.ASCII)
+_HEX = re.compile(r'(0x)?(ffd8ff|89504e47|47494638|52494646|424d)', re.IGNORECASE)
+_ELSEWHERE = re.compile(
+    r'[a-z]{1,10}://|blob:|.{1,500}\.(jpe?g|png|gif|webp|bmp|avif|tiff?|hei[cf])$', re.IGNORECASE)
+_WEB_SAFE = bytes.maketrans(b'-_', b'+/')
+
 def from_base64(
-    text:str, # Bare base64 or a data URL; white space is ignored
+    text:str, # Bare base64 or a data URL, with or without padding, in either alphabet
 )->bytes: # The image file
     "Undo base64. Raises `ImageError` for anything that is not base64."
-    prefix = re.match(r'\s*data:[^,]{0,100},', text)
-    start = prefix.end() if prefix else 0
-    try: return base64.b64decode(text[start:].encode('ascii').translate(None, b' \t\r\n'), validate=True)
-    except (binascii.Error, ValueError) as e:
+    bare = _unwrap(text)
+    if _HEX.match(bare): raise ImageError('the image is in hexadecimal digits; send it in base64')
+    if _ELSEWHERE.match(bare):
+        raise ImageError('this is the address or the name of an image, and the service fetches nothing; '
+                         'send the bytes of the image file in base64')
+    prefix = _DATA_URL.match(bare)
+    try:
+        data = bare[prefix.end() if prefix else 0:].encode('ascii').translate(_WEB_SAFE, b'\t\r\n')
+        data = _restore_plus(data.strip()).rstrip(b'=')
+        return base64.b64decode(data+b'='*(-len(data) % 4), validate=True)
+    except ValueError as e:
+        if prefix and len(text) < 100_000 and 'base64' not in prefix[0].lower():
+            return unquote_to_bytes(text.partition(',')[2])
         raise ImageError('image_base64 is not valid base64; send the bytes of an image file in base64, '
                          'bare or as a data URL') from e
 
@@ -192,8 +233,8 @@ def as_data_url(
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 # %% ../nbs/91_requests.ipynb #ab71b9fa
-_NO_IMAGE = ('there is no image in the request; send a multipart form with a field "file", '
-             'or JSON {"image_base64": "…"}')
+_NO_IMAGE = ('there is no image in the request; send the image file as the body, or in a multipart form with '
+             'a field "file", or as JSON {"image_base64": "…"}')
 _OTHER_CHARSET = re.compile(r';\s*charset\s*=(?!\s*"?utf-?8"?\s*(;|$))', re.IGNORECASE)
 
 def _check_form(request:Request):
@@ -202,19 +243,31 @@ def _check_form(request:Request):
     if len(header) > 256: raise HTTPException(400, 'the header Content-Type is longer than 256 letters')
     if _OTHER_CHARSET.search(header):
         raise HTTPException(400, 'forms are read as UTF-8: leave out the charset')
+    if not re.search(r';\s*boundary\s*=', header, re.IGNORECASE):
+        raise HTTPException(400, 'Content-Type names no boundary: let your library write that header')
 
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # for Python's SpooledTemporaryFile: never to the disk
 
+    def on_part_end(self):
+        part = self._current_part
+        if part.file is not None: return super().on_part_end()
+        self.items.append((part.field_name, part.data.decode('latin-1')))
+
 async def _parse_form(request:Request, max_files:int)->FormData:
     "The fields and files of a form. Raises a 400 for a form that cannot be read."
     _check_form(request)
-    parser = _InMemory(request.headers, request.stream(), max_files=max_files, max_fields=100)
+    parser = _InMemory(request.headers, request.stream(), max_files=max_files, max_fields=100,
+                       max_part_size=2**40)  # the whole body is limited already
     try: return await parser.parse()
     except MultiPartException as e: raise HTTPException(400, e.message) from e
 
 def _content_type(request:Request)->str: # Such as application/json
-    "What a request says about its body."
+    "What a request says about its body. Raises a 415 for one that is compressed: it may unpack to gigabytes."
+    coding = request.headers.get('content-encoding', '').strip().lower()
+    if coding not in ('', 'identity'):
+        detail = 'the body is compressed (header Content-Encoding); send the image as it is'
+        raise HTTPException(415, detail, {'Accept-Encoding': 'identity'})
     return request.headers.get('content-type', '').partition(';')[0].strip().lower()
 
 @contextmanager
@@ -225,42 +278,78 @@ def _as_request_error()->Iterator[None]:
         found = e.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError(found) from e
 
+# %% ../nbs/91_requests.ipynb #91form1
+_SEVERAL = 'there is more than one image in the form; send one, or several as files to /predict/batch'
+_CONTROL = re.compile(rb'[\0-\x08\x0e-\x1f]')
+
+def _is_binary(data:bytes)->bool: # Of the first bytes; text has no control characters except white space
+    return _CONTROL.search(data, 0, 64) is not None
+
+async def _files_of(form:FormData)->list[bytes]: # In their order
+    "The files of a form; if it has none, the parts that only lack a name."
+    values = [value for _,value in form.multi_items()]
+    uploads = [value for value in values if isinstance(value, UploadFile)]
+    # browsers send an empty file without a name where no file was chosen
+    found = [await upload.read() for upload in uploads if upload.filename or upload.size]
+    if found: return found
+    parts = [value.encode('latin-1') for value in values if isinstance(value, str)]
+    return [part for part in parts if _is_binary(part)]
+
+def _image_in(fields:list[tuple[str, str]])->bytes:
+    "The image in the text fields of a form. Raises `ImageError`."
+    found = [text for name,text in fields if text and name.lower() in _NAMES]
+    if len(found) != 1: raise ImageError(_SEVERAL if found else _NO_IMAGE)
+    return from_base64(found[0].encode('latin-1').decode('utf-8', 'replace'))
+
+def _top_k_in(fields:list[tuple[str, str]])->int|None: # None also for an empty field
+    "Raises `RequestValidationError`."
+    wanted = dict(fields).get('top_k') or None
+    with _as_request_error(): return ImageBody.model_validate({'image_base64': '', 'top_k': wanted}).top_k
+
+async def _read_form(request:Request)->tuple[bytes, int|None]:
+    form = await _parse_form(request, max_files=4)
+    fields = [(name, value) for name,value in form.multi_items() if isinstance(value, str)]
+    top_k,files = _top_k_in(fields),await _files_of(form)
+    if len(files) > 1: raise ImageError(_SEVERAL)
+    if files: return files[0],top_k
+    return await asyncio.to_thread(_image_in, fields),top_k
+
 # %% ../nbs/91_requests.ipynb #92e8591e
 def _parse_json(data:bytes)->tuple[bytes, int|None]:
     if len(data) - len(data.translate(None, b',[{')) > 1000:
         raise ImageError('the JSON has more than 1,000 commas and brackets; send {"image_base64": "…"}')
-    with _as_request_error(): body = ImageBody.model_validate_json(data)
-    return from_base64(body.image_base64), body.top_k
+    with _as_request_error(): body = ImageBody.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
+    return from_base64(body.image_base64),body.top_k
 
-async def read_json(
-    request:Request,
-)->tuple[bytes, int|None]: # The image file, and `top_k` where the body has it
-    "The image in a JSON body. Raises `RequestValidationError`, or `ImageError` for bad base64."
-    return await asyncio.to_thread(_parse_json, await request.body())
+def _parse_urlencoded(data:bytes)->tuple[bytes, int|None]:
+    # not decoded here: `from_base64` undoes what base64 needs, without a list of all percent signs
+    pairs = [pair.partition('=') for pair in data.decode('latin-1').split('&', 100)]
+    fields = [(name, text) for name,_,text in pairs]
+    return _image_in(fields),_top_k_in(fields)
 
-async def _read_form(
-    request:Request,
-)->tuple[bytes, int|None]: # The image file, and `top_k` where the form has it
-    "The image in a form. Raises `ImageError` when there is none."
-    form = await _parse_form(request, max_files=4)
-    with _as_request_error():
-        top_k = ImageBody.model_validate({'image_base64': '', 'top_k': form.get('top_k')}).top_k
-    for name in ('file', 'image'):
-        upload = form.get(name)
-        if isinstance(upload, UploadFile): return await upload.read(), top_k
-    raise ImageError(_NO_IMAGE)
+# %% ../nbs/91_requests.ipynb #91body1
+_JSON_START = re.compile(rb'(\xef\xbb\xbf)?\s{0,100}\{')
+
+def _parser_of(kind:str, data:bytes)->Callable|None: # None for the image file itself
+    if kind.endswith(('/json', '+json')) or _JSON_START.match(data): return _parse_json
+    if kind == 'application/x-www-form-urlencoded' and not _is_binary(data): return _parse_urlencoded
+    return None
 
 async def read_request(
     request:Request,
 )->tuple[bytes, int|None]: # The image file, and `top_k` where the body has it
-    """The image in a form or in JSON.
+    """The image in a form, in JSON, or in a body that is the image file.
 
     Raises `ImageError` when there is none, `RequestValidationError` for a bad value, `HTTPException` for
-    a broken form."""
+    a broken form or a compressed body."""
     kind = _content_type(request)
-    if kind == 'application/json': return await read_json(request)
     if kind == 'multipart/form-data': return await _read_form(request)
-    raise ImageError(_NO_IMAGE)
+    if kind.startswith('multipart/'):
+        raise ImageError('this is not a form that we can read; send it as multipart/form-data')
+    data = await request.body()
+    if not data: raise ImageError(_NO_IMAGE)
+    parse = _parser_of(kind, data)
+    return await asyncio.to_thread(parse, data) if parse else (data, None)
 
 # %% ../nbs/91_requests.ipynb #065b474b
 async def read_files(
@@ -270,10 +359,9 @@ async def read_files(
     "All files of a form. Raises `ImageError` when there is none, `HTTPException` for too many of them."
     if _content_type(request) != 'multipart/form-data':
         raise ImageError('send the images as files of a multipart form, all in fields "files"')
-    form = await _parse_form(request, max_files)
-    uploads = [value for _,value in form.multi_items() if isinstance(value, UploadFile)]
-    found = [await upload.read() for upload in uploads]
+    found = await _files_of(await _parse_form(request, max_files))
     if not found: raise ImageError('there is no file in the form; send the images in fields "files"')
+    if len(found) > max_files: raise HTTPException(400, f'at most {max_files} images are accepted at a time')
     return found
 
 # %% ../nbs/91_requests.ipynb #6dfac524
@@ -311,3 +399,13 @@ def form_body(
 def request_body(content:dict)->dict: # For `openapi_extra` of a route
     "A body that a request must have, in the documentation."
     return {'requestBody': {'required': True, 'content': content}}
+
+# %% ../nbs/91_requests.ipynb #91docs01
+_PIXEL = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4'
+          'AAAAAElFTkSuQmCC')
+_JSON = {'application/json': {'schema': ImageBody.model_json_schema(), 'example': {'image_base64': _PIXEL}}}
+_WHOLE = {kind: {'schema': FILE} for kind in ('image/*', 'application/octet-stream')}
+_TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
+ANY_BODY = request_body(form_body('file', top_k=_TOP_K) | _JSON | _WHOLE)
+JSON_BODY,FILE_BODY = request_body(_JSON),request_body(_WHOLE)
+REFUSALS = documented(400, 401, 403, 408, 413, 415, 422, 503)

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from . import __version__
 from .access import AddPrefix, Cors, GuardHeaders, GuardSites, host_pattern, origin_pattern
-from .core import CifarNbError, ConfigError, ImageError
+from .core import CifarNbError, ConfigError, ImageError, log
 from .decoder import Decoder
 from .engine import Engine
 from .guard import GuardBodies, ServiceSettings, check_key
@@ -37,8 +37,12 @@ from .modelfile import ModelCard
 from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
 from .predict import Predictor
 from cifar_nb.requests import (
+    ANY_BODY,
     ERROR_HANDLERS,
     FILE,
+    FILE_BODY,
+    JSON_BODY,
+    REFUSALS,
     Alive,
     Answer,
     Classes,
@@ -46,7 +50,6 @@ from cifar_nb.requests import (
     Explanation,
     Failure,
     Health,
-    ImageBody,
     Limits,
     Named,
     ServedModel,
@@ -54,7 +57,6 @@ from cifar_nb.requests import (
     documented,
     form_body,
     read_files,
-    read_json,
     read_request,
     request_body,
     status_of,
@@ -100,10 +102,6 @@ async def _require_operations_key(settings:SettingsDep, sent:SentKey):
         raise HTTPException(403, 'this service has no key, so nobody may do this: '
                                  'set CIFAR_NB_OPERATIONS_KEY or CIFAR_NB_API_KEY when it starts')
     check_key(sent, key)
-
-async def _admit(engine:EngineDep):
-    "Raises a 503 when the service is stopping."
-    engine.admit()
 
 # %% ../nbs/95_serve.ipynb #98eeef40
 _STATIC = Path(__file__).parent/'static' if '__file__' in globals() else Path('../cifar_nb/static')
@@ -156,16 +154,6 @@ async def model(engine:EngineDep, settings:SettingsDep)->ServedModel:
                     max_pixels=settings.max_pixels)
     return ServedModel.model_construct(**dict(engine.ready().card), limits=limits)
 
-# %% ../nbs/95_serve.ipynb #d50ddb4b
-# One white pixel as PNG: the example in the documentation
-_PIXEL = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4'
-          'AAAAAElFTkSuQmCC')
-_JSON_BODY = {'application/json': {'schema': ImageBody.model_json_schema(),
-                                   'example': {'image_base64': _PIXEL}}}
-_TOP_K = {'type': 'integer', 'minimum': 1, 'maximum': 1000}
-_FORM_OR_JSON = request_body(form_body('file', top_k=_TOP_K) | _JSON_BODY)
-_REFUSALS = documented(400, 401, 403, 408, 413, 415, 422, 503)
-
 # %% ../nbs/95_serve.ipynb #33231daa
 predictions = APIRouter()
 
@@ -173,29 +161,31 @@ def _reply(answer:BaseModel)->Response: # JSON
     "A checked model as a response; FastAPI would check it a second time."
     return Response(answer.model_dump_json(), media_type='application/json')
 
-@predictions.post('/predict', response_model=Answer, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
+@predictions.put('/predict', response_model=Answer, responses=REFUSALS, openapi_extra=FILE_BODY)
+@predictions.post('/predict', response_model=Answer, responses=REFUSALS, openapi_extra=ANY_BODY)
 async def predict(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
-    "The class of an image, sent as a form field `file` (or `image`), or as JSON with `image_base64`."
+    "The class of an image, sent as the whole body, as the file of a form, or as JSON with `image_base64`."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
-@predictions.post('/predict_base64', response_model=Answer, responses=_REFUSALS,
-                  openapi_extra=request_body(_JSON_BODY))
+@predictions.post('/predict_base64', response_model=Answer, responses=REFUSALS,
+                  openapi_extra=JSON_BODY)
 async def predict_base64(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
     "The class of an image, sent as JSON with `image_base64`."
-    data,wanted = await read_json(request)
+    data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view))
 
-@predictions.post('/explain', response_model=Explanation, responses=_REFUSALS, openapi_extra=_FORM_OR_JSON)
+@predictions.put('/explain', response_model=Explanation, responses=REFUSALS, openapi_extra=FILE_BODY)
+@predictions.post('/explain', response_model=Explanation, responses=REFUSALS, openapi_extra=ANY_BODY)
 async def explain(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
     "The class of an image, and where in it the model looked."
     data,wanted = await read_request(request)
     return _reply(await engine.answer(data, wanted or top_k, client=client, view=view, explain=True))
 
 @predictions.post('/classify', include_in_schema=False)
-@predictions.post('/classify/', responses=_REFUSALS, openapi_extra=request_body(form_body('image')))
+@predictions.post('/classify/', responses=REFUSALS, openapi_extra=request_body(form_body('image')))
 async def classify(request:Request, engine:EngineDep, client:Client)->Named:
-    "The name of the class and nothing else, for an image in the form field `image`."
+    "The name of the class and nothing else, for an image that is sent as to `/predict`."
     data,_ = await read_request(request)
     return Named(prediction=(await engine.answer(data, 1, client=client)).class_name)
 
@@ -236,7 +226,7 @@ async def predict_batch(
 def _add_batch_route(app:FastAPI, max_batch:int, dependencies:list):
     files = {'type': 'array', 'items': FILE, 'minItems': 1, 'maxItems': max_batch}
     app.add_api_route(
-        '/predict/batch', predict_batch, methods=['POST'], dependencies=dependencies, responses=_REFUSALS,
+        '/predict/batch', predict_batch, methods=['POST'], dependencies=dependencies, responses=REFUSALS,
         response_model=list[Answer|Failure], openapi_extra=request_body(form_body('files', files)))
 
 # %% ../nbs/95_serve.ipynb #1a74a58e
@@ -251,13 +241,14 @@ async def metrics(engine:EngineDep):
     except OSError as e: raise busy(f'the counters cannot be read now: {e.strerror}') from e
     return Response(text, headers={'Content-Type': CONTENT_TYPE_LATEST})
 
-@changes.post('/model/reload', dependencies=[Depends(_require_operations_key), Depends(_admit)],
+@changes.post('/model/reload', dependencies=[Depends(_require_operations_key)],
               responses=documented(401, 403, 409, 503))
 async def reload_model(request:Request, engine:EngineDep)->ModelCard:
     """Read the model file again and use it.
 
     No request fails meanwhile, and a bad file leaves the old model serving. Requests that come while the
     file is being read share the next reading."""
+    if engine.stopping: raise busy('the service is stopping; another one may be there shortly')
     # another request may share it, so the end of this one must not cancel it
     try: new = await asyncio.shield(asyncio.wrap_future(engine.slot.reload()))
     except CifarNbError as e: raise HTTPException(409, str(e)) from e
@@ -275,15 +266,17 @@ def _add_middleware(app:FastAPI, settings:ServiceSettings, metrics:Metrics):
     app.add_middleware(GuardSites, hosts=hosts, origins=origins)
     app.add_middleware(
         GuardBodies, max_body_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+    app.add_middleware(AnswerErrors)  # below Cors, or a page that may call us could not read a 500
     app.add_middleware(
-        Cors, allow_methods=['GET', 'POST'], allow_origin_regex=origins,
+        Cors, allow_methods=['GET', 'POST', 'PUT'], allow_origin_regex=origins,
         allow_headers=['Content-Type', 'X-API-Key', 'Authorization', 'X-Request-ID'],
         expose_headers=['X-Request-ID', 'Retry-After'])
-    app.add_middleware(AnswerErrors)
     app.add_middleware(DelayRefusals)
-    app.add_middleware(AddHeaders)
-    app.add_middleware(Observe, watchers=[metrics.count_request, log_request])
     app.add_middleware(AddPrefix, prefix=settings.root_path)
+    frames = settings.frame_origins
+    app.add_middleware(
+        AddHeaders, frame_origins=frames, stopping=lambda: app.state.engine.stopping)
+    app.add_middleware(Observe, watchers=[metrics.count_request, log_request])
 
 # %% ../nbs/95_serve.ipynb #da9e50b0
 @asynccontextmanager
@@ -291,7 +284,9 @@ async def _lifespan(app:FastAPI)->AsyncIterator[None]:
     engine = app.state.engine
     await engine.open()
     if app.state.crew.supervisor is not None: await asyncio.to_thread(engine.tried.wait)
-    _listen_for_signals(engine)
+    if threading.current_thread() is threading.main_thread():  # no other hears signals
+        if hasattr(signal, 'SIGHUP'): _reload_on_signal(engine)
+        _drain_on_signal(engine, app.state.settings.drain_seconds)
     yield
     await engine.close()
 
@@ -324,30 +319,35 @@ def create_app(
     keyed = [Depends(_require_key)] if settings.api_key is not None else []
     app.include_router(pages)
     app.include_router(information, dependencies=keyed)
-    app.include_router(predictions, dependencies=[*keyed, Depends(_admit)])
-    _add_batch_route(app, settings.max_batch, [*keyed, Depends(_admit)])
+    app.include_router(predictions, dependencies=keyed)
+    _add_batch_route(app, settings.max_batch, keyed)
     app.include_router(operations, dependencies=keyed)
     app.include_router(changes)
     return app
 
 # %% ../nbs/95_serve.ipynb #e72f5b49
-def _listen_for_signals(engine:Engine):
-    "Read the model again on SIGHUP; refuse new images once told to stop. For the main thread only."
-    if threading.current_thread() is not threading.main_thread(): return
-
+def _reload_on_signal(engine:Engine):
     loop = asyncio.get_running_loop()
 
     def reload(number, frame):
         if not engine.stopping: loop.call_soon_threadsafe(engine.slot.reload)
 
-    if hasattr(signal, 'SIGHUP'):
-        signal.signal(signal.SIGHUP, reload)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    signal.signal(signal.SIGHUP, reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+def _drain_on_signal(engine:Engine, drain_seconds:float):
+    loop = asyncio.get_running_loop()
+    # uvicorn's handlers, which close the port
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+    def drain(number):
+        log.info('told to stop: requests are answered for %g more seconds', drain_seconds)
+        loop.call_later(drain_seconds, before[number], number, None)
+
     def stop(number, frame):
-        engine.stopping = True
-        before[number](number, frame)
+        told,engine.stopping = engine.stopping,True
+        if number == signal.SIGINT or not drain_seconds: before[number](number, frame)
+        elif not told: loop.call_soon_threadsafe(drain, number)
 
     for number,handler in before.items():
         if callable(handler): signal.signal(number, stop)
@@ -371,7 +371,7 @@ def open_port(
         if sock: sock.close()
         why = getattr(e, 'strerror', None) or e
         raise ConfigError(f'cannot listen on {host}, port {port}: {why}; '
-                          'choose another address (CIFAR_NB_HOST) or port (CIFAR_NB_PORT)') from e
+                          'choose another host or port (port 0 takes a free one)') from e
     return sock
 
 def address_of(sock:socket.socket)->str: # Such as http://127.0.0.1:8000 or http://[::1]:8000
@@ -384,7 +384,7 @@ def server_config(
     app:FastAPI|str, # The application, or where it is made
     **more, # For `uvicorn.Config`
 )->uvicorn.Config:
-    """What all our servers share: the log is ours, and what has begun may take half a minute to finish.
+    """What all our servers share: the log is ours, and what has begun may take twenty seconds to finish.
 
     The limits of the connections come from the application's settings, or from the environment when a worker
     makes the application later."""
@@ -393,7 +393,7 @@ def server_config(
         GuardHeaders, max_bytes=settings.max_header_bytes, max_seconds=settings.max_header_seconds)
     return uvicorn.Config(
         app, http=http, ws='none', access_log=False, log_config=None, server_header=False,
-        timeout_graceful_shutdown=30, **more)
+        timeout_graceful_shutdown=20, **more)
 
 @contextmanager
 def served(
@@ -406,10 +406,11 @@ def served(
     server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), daemon=True)
     thread.start()
-    while thread.is_alive() and not server.started: time.sleep(.01)
     try:
+        while thread.is_alive() and not server.started: time.sleep(.01)
         if not server.started: raise ConfigError('the server did not start; its log says why')
         yield address_of(sock)
     finally:
         server.should_exit = True
         thread.join(10)
+        sock.close()  # also after a start that failed or was interrupted

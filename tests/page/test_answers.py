@@ -119,7 +119,7 @@ def test_accessibility(browser, scheme):
         button(tab, "use the camera").click()
         expect(tab.locator("#camera")).to_be_visible()
         check_accessible(tab)
-        app.state.engine.stopping = True
+        app.state.engine.slot.predictor = None
         drop(tab, one=png())
         expect(button(tab, "try again")).to_be_visible()
         check_accessible(tab)

@@ -228,7 +228,7 @@ REFUSED = {
     "a foreign host": (421, "/predict", {**KEY, "Host": "evil.example"}),
     "a route that is not there": (404, "/nowhere", KEY),
     "a route for GET": (405, "/metrics", KEY),
-    "another content type": (422, "/predict", {**KEY, "Content-Type": "text/plain"}),
+    "another content type": (415, "/predict", {**KEY, "Content-Type": "text/plain"}),
     "two boundaries": (400, "/predict", {**KEY, "Content-Type": f"{FORM};{'a' * 300}"}),
 }
 

@@ -141,6 +141,9 @@ def test_behind_a_proxy_with_a_prefix(url):
 def test_behind_a_proxy_that_keeps_the_prefix(url):
     check_pages(url + PREFIX)
     check_routes(url + PREFIX)
+    moved = httpx.get(url + PREFIX)
+    assert moved.status_code == 307 and moved.headers["location"] == PREFIX + "/"
+    assert moved.headers["x-request-id"]
 
 
 @needs_nginx
@@ -262,10 +265,13 @@ def test_a_refusal_before_the_body_reaches_the_client_of_nginx(tmp_path):
 @needs_nginx
 def test_nginx_limits_the_rate_of_one_address(url, tmp_path):
     with nginx(url, tmp_path, proxy_read_timeout="60s") as front, httpx.Client(timeout=60) as client:
+        send = client.post, client.put
         # several at a time, since the service lets each refusal wait
         with ThreadPoolExecutor(8) as clients:
-            asked = [*clients.map(lambda _: client.post(f"{front}{PREFIX}/nowhere").status_code, range(200))]
-        assert set(asked) == {404, 429} and asked.count(404) >= 40
+            replies = [*clients.map(lambda i: send[i % 2](f"{front}{PREFIX}/nowhere"), range(200))]
+        asked = [(reply.request.method, reply.status_code) for reply in replies]
+        assert set(asked) == {(method, status) for method in ("POST", "PUT") for status in (404, 429)}
+        assert sum(status == 404 for _, status in asked) >= 40
         assert {client.get(f"{front}{PREFIX}/live").status_code for _ in range(100)} == {200}
 
 

@@ -101,10 +101,12 @@ def test_our_own_fault_is_a_500_with_all_headers():
     simple = Predictor.load("simple")
     broken = Broken(simple.model, simple.card)
     with served(create_app(ServiceSettings(backend="eager"), broken)) as url:
-        reply = httpx.post(f"{url}/predict", files={"file": PNG}, headers={"X-Request-ID": "mine"})
+        sent = {"X-Request-ID": "mine", "Origin": "http://localhost:3000"}
+        reply = httpx.post(f"{url}/predict", files={"file": PNG}, headers=sent)
     assert reply.status_code == 500 and "secret" not in reply.text
     assert reply.headers["x-request-id"] == "mine" and reply.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert reply.headers["access-control-allow-origin"] == "http://localhost:3000"
 
 
 def test_documentation_needs_no_network(url):

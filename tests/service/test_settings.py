@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import socket
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -215,9 +216,18 @@ def test_operations_key(predictor):
 
 
 def test_root_path(predictor):
-    with running(predictor, root_path="/images") as client:
-        assert client.get("/openapi.json").json()["servers"] == [{"url": "/images"}]
-        assert '"/images/' in client.get("/docs").text and client.get("/static/page.js").status_code == 200
+    for path in ("/images", "images", "/images/"):
+        with running(predictor, root_path=path) as client:
+            assert client.get("/openapi.json").json()["servers"] == [{"url": "/images"}]
+            assert '"/images/' in client.get("/docs").text
+            assert client.get("/static/page.js").status_code == 200
+
+
+def test_drain_seconds(tmp_path):
+    with service(tmp_path, CIFAR_NB_DRAIN_SECONDS="1.5") as it:
+        it.process.send_signal(signal.SIGTERM)
+        until(lambda: it.get("/health").status_code == 503, 10)
+        assert it.get("/live").status_code == 200 and it.process.wait(20) == 0
 
 
 def test_cors_origins(predictor):

@@ -47,8 +47,10 @@ def test_the_health_check_does_not_wait_for_the_model():
         try:
             assert held.begun.wait(30)
             assert httpx.get(f"{url}/health", timeout=10).status_code == 200 and not first.done()
+            assert "cifar_nb_waiting_images 1.0" in httpx.get(f"{url}/metrics").text.splitlines()
         finally: held.go.set()
         assert first.result().status_code == 200
+        assert "cifar_nb_waiting_images 0.0" in httpx.get(f"{url}/metrics").text.splitlines()
 
 
 def test_a_storm_of_reloads_is_two_and_delays_nobody():

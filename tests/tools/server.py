@@ -103,9 +103,11 @@ def service(folder, *flags, at_address=lambda it: None, headers=None, ready=True
     `at_address` is called as soon as it has one; `ready=False` does not wait for a model."""
     for name in ("home", "tmp"): (folder / name).mkdir(parents=True)
     command = [COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags]
+    # Most tests have no load balancer to wait for
+    places = {"TMPDIR": str(folder / "tmp"), "CIFAR_NB_DRAIN_SECONDS": "0"}
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=folder / "home", stderr=log, start_new_session=True,
-                                   env={**os.environ, "TMPDIR": str(folder / "tmp"), **environment})
+                                   env={**os.environ, **places, **environment})
     it = Service(process, folder, headers=headers)
     try:
         it.url = until(it.address)
