@@ -39,7 +39,8 @@ class ServiceSettings(Settings):
         description='Largest JPEG, in pixels, checked before decoding; other formats may have 16 million')
     formats:Annotated[list[str], NoDecode] = Field(list(WEB_FORMATS),
         description='Image formats that are accepted, separated by commas: any of '
-                    f'{", ".join(FORMATS.values())}; HEIC needs the package pillow-heif')
+                    f'{", ".join(FORMATS.values())}. HEIC needs the package pillow-heif, and with AVIF it '
+                    'is accepted only with processes that decode')
     max_waiting:int = Field(512, ge=1,
         description='Images that may wait for the model; further requests are answered with 503')
     max_wait:float = Field(5, gt=0, le=600,
@@ -122,6 +123,11 @@ class ServiceSettings(Settings):
                 raise ValueError(f'{host!r} is not the name of a host: write example.org, *.example.org for '
                                  'all names below it, or * for any')
         return hosts
+
+    @property
+    def accepted_formats(self)->list[str]: # Keys of `FORMATS`
+        "`formats`, without those whose size is known only when they are decoded unless a process does that."
+        return [kind for kind in self.formats if self.decoders or kind not in ('AVIF', 'HEIF')]
 
 # %% ../nbs/94_guard.ipynb #9bd4881e
 def declared_length(

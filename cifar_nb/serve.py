@@ -154,7 +154,8 @@ async def classes(engine:EngineDep)->Classes:
 async def model(engine:EngineDep, settings:SettingsDep)->ServedModel:
     "What the model is, how it was trained, how good it is, and what the service accepts."
     limits = Limits(max_batch=settings.max_batch, max_body_bytes=settings.max_body_bytes,
-                    max_pixels=settings.max_pixels, formats=[FORMATS[kind] for kind in settings.formats])
+                    max_pixels=settings.max_pixels,
+                    formats=[FORMATS[kind] for kind in settings.accepted_formats])
     return ServedModel.model_construct(**dict(engine.ready().card), limits=limits)
 
 # %% ../nbs/95_serve.ipynb #d50ddb4b
@@ -316,7 +317,7 @@ def create_app(
     app.state.crew = crew
     decoder = Decoder(
         settings.decoders, max_pixels=settings.max_pixels, seconds=settings.max_decode_seconds,
-        memory=settings.max_decode_bytes, formats=settings.formats)
+        memory=settings.max_decode_bytes, formats=settings.accepted_formats)
     app.state.engine = Engine(
         slot, metrics, decoder, max_batch=settings.max_batch, max_waiting=settings.max_waiting,
         max_wait=settings.max_wait, max_per_client=settings.max_per_client)

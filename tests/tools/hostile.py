@@ -399,10 +399,12 @@ def avif_nested(): return avif_around(*[box(b"meta", bytes(4))] * 800_000)
 
 @hostile
 def jpeg_profile():
-    "A colour profile of four megabytes: a table of 17 steps for each of four inks, repeated."
-    from tools.files import icc
+    "A colour profile of almost three megabytes: a table of 31 steps for each of four inks."
     lut = b"mft1" + bytes(4) + bytes([4, 3, 31, 0]) + bytes(36 + 4 * 256 + 31**4 * 3 + 3 * 256)
-    return saved(Image.new("CMYK", (32, 32)), "JPEG", icc_profile=icc(b"CMYK", {b"A2B0": lut}))
+    size = struct.pack(">I", 144 + len(lut))
+    head = size + struct.pack(">4xI4s4s4s12x4s", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
+    table = struct.pack(">I4sII", 1, b"A2B0", 144, len(lut))
+    return saved(Image.new("CMYK", (32, 32)), "JPEG", icc_profile=head.ljust(128, b"\0") + table + lut)
 
 
 @hostile
@@ -431,7 +433,7 @@ def tiff_texts_shared():
 def tiff_big_table():
     "A BigTIFF with half a million entries."
     start = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 490_000)
-    return start + b"".join(struct.pack("<HHQQ", i & 0xffff, 4, 1, 7) for i in range(490_000))
+    return start + b"".join(struct.pack("<HHQQ", i & 0xffff, 4, 1, 8) for i in range(490_000))
 
 
 @hostile
@@ -476,7 +478,8 @@ def tiff_canvas_fax(): return saved(Image.new("1", (SIDE, SIDE)), "TIFF", compre
 def tiff_jpeg_scans():
     "The scans of `jpeg_arithmetic_scans`, inside a TIFF."
     data = jpeg_arithmetic_scans()
-    return tiff_of((SIDE, SIDE), (259, 3, 1, 7), data=data)
+    data = data.replace(struct.pack(">HH", SIDE, SIDE), struct.pack(">HH", 4000, 4000))
+    return tiff_of((4000, 4000), (259, 3, 1, 7), (258, 3, 1, 8), data=data)
 
 
 # Canvases that unpack to far more than they were
