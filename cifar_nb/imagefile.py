@@ -77,7 +77,7 @@ _OTHERS = (  # What it is, what to do, and its first bytes; letters count in eit
     ('an SVG drawing', 'export it as PNG', rb'\s*<(?:.{0,1000}<)?svg'),
     ('an archive', 'unpack it', rb'PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|.{257}ustar'),
     ('a Photoshop file', 'export it as PNG', rb'8BPS'),
-    ('an icon', 'save it as PNG', rb'\0\0[\x01\x02]\0|icns'),
+    ('an icon', 'save it as PNG', rb'\0\0\x01\0[\x01-\x40]\0|icns'),
     ('a pointer of Git LFS', 'fetch the file with git lfs pull', rb'version https://git-lfs'),
     ('base64', 'send the bytes themselves, or JSON {"image_base64": "…"}', rb'data:image/|/9j/4|iVBORw0KGgo'),
     ('an image behind other bytes', 'send the file as it is',

@@ -73,8 +73,8 @@ MAKERS = {
         Image.fromarray(noisy(300, 200, 11)), "JPEG", icc_profile=rgb_profile(2.2, *P3)),
     "inks.jpg": lambda: file_of(
         Image.fromarray(noisy(300, 200, 12, channels=4), "CMYK"), "JPEG", icc_profile=ink_profile()),
-    "colors.avif": lambda: file_of(Image.fromarray(noisy(64, 48, 13)), "AVIF", speed=10),
-    "rotated.tif": lambda: file_of(Image.fromarray(noisy(64, 48, 14)), "TIFF", exif=rotated(6)),
+    "avif_called.jpg": lambda: file_of(Image.fromarray(noisy(64, 48, 13)), "AVIF", speed=10),
+    "tiff_called.png": lambda: file_of(Image.fromarray(noisy(64, 48, 14)), "TIFF", exif=rotated(6)),
     "fades_in.gif": lambda: fading_in("GIF", 15),
     "fades_in.webp": lambda: fading_in("WEBP", 16),
     "no_end.jpg": lambda: file_of(Image.fromarray(noisy(300, 200, 17)), "JPEG")[:-2],
@@ -127,6 +127,7 @@ def decoded(data):
 @every_photo
 @pytest.mark.parametrize("arrives", [bytes, opened, decoded], ids=["bytes", "opened", "decoded"])
 def test_bytes_and_pillow_images_are_the_same(photos, seen, predictor, expected, *, name, arrives):
+    if arrives is decoded and name == "no_end.jpg": pytest.skip("Pillow alone does not decode it")
     assert torch.equal(image_pixels(arrives(photos[name]), SIZE), seen[name])
     close(predictor(arrives(photos[name])).probabilities, expected[name])
 
