@@ -294,7 +294,7 @@ def evaluate(
 # %% ../nbs/97_cli.ipynb #54eac302
 @app.command()
 def predict(
-    files:Annotated[list[Path], typer.Argument(metavar='FILE…', help='Images: JPEG, PNG, GIF, WebP or BMP')],
+    files:Annotated[list[Path], typer.Argument(metavar='FILE…', help='Images: JPEG, PNG, TIFF and others')],
     model:_Model=None,
     top_k:Annotated[int, typer.Option(min=1, help='How many classes to list')]=3,
     device:_Device=None,
@@ -339,6 +339,7 @@ def serve(
     max_header_bytes:Annotated[int|None, _setting('max_header_bytes')]=None,
     max_header_seconds:Annotated[float|None, _setting('max_header_seconds')]=None,
     max_pixels:Annotated[int|None, _setting('max_pixels')]=None,
+    formats:Annotated[str|None, _setting('formats')]=None,
     decoders:Annotated[int|None, _setting('decoders')]=None,
     max_decode_seconds:Annotated[float|None, _setting('max_decode_seconds')]=None,
     max_decode_bytes:Annotated[int|None, _setting('max_decode_bytes')]=None,
@@ -362,7 +363,8 @@ def serve(
         model=model, host=host, port=port, device=device, workers=workers, threads=threads, backend=backend,
         max_batch=max_batch, max_waiting=max_waiting, max_wait=max_wait, max_body_bytes=max_body_bytes,
         max_held_bytes=max_held_bytes, max_per_client=max_per_client, max_header_bytes=max_header_bytes,
-        max_header_seconds=max_header_seconds, max_pixels=max_pixels, decoders=decoders,
+        max_header_seconds=max_header_seconds, max_pixels=max_pixels, formats=formats,
+        decoders=decoders,
         max_decode_seconds=max_decode_seconds, max_decode_bytes=max_decode_bytes, allowed_hosts=allowed_hosts,
         cors_origins=cors_origins, frame_origins=frame_origins, root_path=root_path,
         drain_seconds=drain_seconds, log_json=log_json)

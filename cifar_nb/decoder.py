@@ -20,7 +20,7 @@ from contextlib import suppress
 import numpy as np
 
 from .core import CifarNbError, ConfigError, log
-from .imagefile import TooCostly
+from .imagefile import WEB_FORMATS, TooCostly
 from .photos import MAX_PIXELS
 from cifar_nb.sandbox import (
     ANSWER,
@@ -173,12 +173,13 @@ class Decoder:
         seconds:float=2, # Longest processor time for one image
         memory:int=400_000_000, # Most memory for one image, in bytes
         max_large:int=32, # Images that may wait for the slow lane
+        formats:Sequence[str]=WEB_FORMATS, # Other images are rejected
     ):
         if processes and not hasattr(os, 'fork'):
             raise ConfigError('decoding in processes needs a system that can fork: set CIFAR_NB_DECODERS=0')
         self.max_large = max_large
-        fast = fast_lane(max_pixels)
-        slow = Lane(seconds, memory, max_pixels, nice=5)
+        fast = fast_lane(max_pixels, formats)
+        slow = Lane(seconds, memory, max_pixels, formats=formats, nice=5)
         self.fast:list[_ProcessLane|_ThreadLane] = [_ThreadLane(fast)]
         self.slow:_ProcessLane|_ThreadLane = _ThreadLane(slow)
         if processes:

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from .core import Settings, log
+from .imagefile import FORMATS, WEB_FORMATS
 
 # %% ../nbs/94_guard.ipynb #fb283798
 class ServiceSettings(Settings):
@@ -35,6 +37,10 @@ class ServiceSettings(Settings):
     # Pillow itself rejects images with more pixels than the upper limit
     max_pixels:int = Field(50_000_000, ge=1, le=178_956_970,
         description='Largest JPEG, in pixels, checked before decoding; other formats may have 16 million')
+    formats:Annotated[list[str], NoDecode] = Field(list(WEB_FORMATS),
+        description='Image formats that are accepted, separated by commas: any of '
+                    f'{", ".join(FORMATS.values())}. HEIC needs the package pillow-heif, and with AVIF it '
+                    'is accepted only with processes that decode')
     max_waiting:int = Field(512, ge=1,
         description='Images that may wait for the model; further requests are answered with 503')
     max_wait:float = Field(5, gt=0, le=600,
@@ -97,11 +103,21 @@ class ServiceSettings(Settings):
         path = path.strip('/ ')
         return f'/{path}' if path else ''
 
-    @field_validator('cors_origins', 'frame_origins', 'allowed_hosts', mode='before')
+    @field_validator('cors_origins', 'frame_origins', 'allowed_hosts', 'formats', mode='before')
     @classmethod
     def _split_commas(cls, value):
         if not isinstance(value, str): return value
         return [part.strip() for part in value.split(',') if part.strip()]
+
+    @field_validator('formats')
+    @classmethod
+    def _check_formats(cls, formats):
+        known = {name.upper().replace(' ', ''): kind for kind in FORMATS for name in (kind, FORMATS[kind])}
+        found = [known.get(name.replace(' ', '').upper()) for name in formats]
+        if not found or None in found: raise ValueError(f'name one or more of {", ".join(FORMATS.values())}')
+        if 'HEIF' in found and not find_spec('pillow_heif'):
+            raise ValueError('HEIC needs another package: pip install "cifar_nb[heif]"')
+        return found
 
     @field_validator('cors_origins')
     @classmethod
@@ -129,6 +145,11 @@ class ServiceSettings(Settings):
                 raise ValueError(f'{host!r} is not the name of a host: write example.org, *.example.org for '
                                  'all names below it, or * for any')
         return hosts
+
+    @property
+    def accepted_formats(self)->list[str]: # Keys of `FORMATS`
+        "`formats`, without those whose size is known only when they are decoded unless a process does that."
+        return [kind for kind in self.formats if self.decoders or kind not in ('AVIF', 'HEIF')]
 
 # %% ../nbs/94_guard.ipynb #9bd4881e
 def declared_length(

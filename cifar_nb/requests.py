@@ -84,6 +84,7 @@ class Limits(BaseModel):
     max_batch:int = Field(description='Images in one request')
     max_body_bytes:int = Field(description='Bytes of the whole request body')
     max_pixels:int = Field(description='Pixels of one image')
+    formats:list[str] = Field(description='Image formats that are accepted')
 
 class ServedModel(ModelCard):
     "The card of the model, and the limits of the service."
@@ -372,7 +373,7 @@ _PROBLEMS = {
     408: 'The headers or the body did not come in time',
     409: 'The new model cannot be used; the old one stays',
     413: 'Body over the byte limit, image over the pixel limit, or an image that costs too much to decode',
-    415: 'Not a JPEG, PNG, GIF, WebP or BMP',
+    415: 'Not an image in an accepted format; the answer says what was sent, and GET /model what is accepted',
     414: 'The address is too long',
     421: 'The header Host names another service',
     422: 'No image, bad base64, damaged image, or a bad parameter',
@@ -385,7 +386,7 @@ def documented(*statuses:int)->dict: # For `responses` of a route
     return {status: {'model': Problem, 'description': _PROBLEMS[status]} for status in statuses}
 
 # %% ../nbs/91_requests.ipynb #1548d945
-FILE = {'type': 'string', 'format': 'binary', 'description': 'A JPEG, PNG, GIF, WebP or BMP file'}
+FILE = {'type': 'string', 'format': 'binary', 'description': 'An image file'}
 
 def form_body(
     name:str, # Of the field

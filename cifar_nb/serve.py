@@ -33,6 +33,7 @@ from .core import CifarNbError, ConfigError, ImageError, log
 from .decoder import Decoder
 from .engine import Engine
 from .guard import GuardBodies, ServiceSettings, check_key
+from .imagefile import FORMATS
 from .modelfile import ModelCard
 from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
 from .predict import Predictor
@@ -151,7 +152,8 @@ async def classes(engine:EngineDep)->Classes:
 async def model(engine:EngineDep, settings:SettingsDep)->ServedModel:
     "What the model is, how it was trained, how good it is, and what the service accepts."
     limits = Limits(max_batch=settings.max_batch, max_body_bytes=settings.max_body_bytes,
-                    max_pixels=settings.max_pixels)
+                    max_pixels=settings.max_pixels,
+                    formats=[FORMATS[kind] for kind in settings.accepted_formats])
     return ServedModel.model_construct(**dict(engine.ready().card), limits=limits)
 
 # %% ../nbs/95_serve.ipynb #33231daa
@@ -310,7 +312,7 @@ def create_app(
     app.state.crew = crew
     decoder = Decoder(
         settings.decoders, max_pixels=settings.max_pixels, seconds=settings.max_decode_seconds,
-        memory=settings.max_decode_bytes)
+        memory=settings.max_decode_bytes, formats=settings.accepted_formats)
     app.state.engine = Engine(
         slot, metrics, decoder, max_batch=settings.max_batch, max_waiting=settings.max_waiting,
         max_wait=settings.max_wait, max_per_client=settings.max_per_client)

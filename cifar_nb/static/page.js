@@ -253,6 +253,9 @@ async function introduce() {
     return;
   }
   limits = card.limits;
+  const types = { "JPEG 2000": ".jp2,.j2k", PPM: ".ppm,.pgm,.pbm", HEIC: "image/heic,.heic" };
+  at("formats").textContent = new Intl.ListFormat("en", { type: "disjunction" }).format(limits.formats).replace(", or", " or");
+  at("file").accept = limits.formats.map(name => types[name] ?? `image/${name.toLowerCase()}`).join();
   const score = card.test_accuracy === null ? "" : `; its test accuracy is ${percent(card.test_accuracy)}`;
   at("model").textContent = `The model knows ${card.classes.length} classes (${card.classes.slice(0, 10).join(", ")}${card.classes.length > 10 ? ", …" : ""})${score}.`;
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from tools.files import P3, ink_profile, rgb_profile
 
 from cifar_nb.core import Settings
 from cifar_nb.datasets import content_key
@@ -50,6 +51,11 @@ def palette_with_transparency():
     return file_of(image, "PNG", transparency=image.getpixel((45, 35)))
 
 
+def fading_in(kind, seed):
+    frames = [Image.new("RGB", (64, 48), "white"), Image.fromarray(noisy(64, 48, seed))]
+    return file_of(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+
+
 MAKERS = {
     "noisy.jpg": lambda: file_of(Image.fromarray(noisy(640, 480)), "JPEG", quality=90),
     "large.jpg": lambda: file_of(Image.fromarray(noisy(4000, 3000, 1)), "JPEG", quality=60),
@@ -63,6 +69,15 @@ MAKERS = {
     "alpha.webp": lambda: file_of(Image.fromarray(noisy(64, 48, 7, channels=4)), "WEBP", lossless=True),
     "alpha16.png": lambda: file_of(Image.fromarray(noisy(64, 48, 8, channels=2), "LA"), "PNG"),
     "one.gif": lambda: file_of(Image.fromarray(noisy(64, 48, 9)), "GIF"),
+    "wide_gamut.jpg": lambda: file_of(
+        Image.fromarray(noisy(300, 200, 11)), "JPEG", icc_profile=rgb_profile(2.2, *P3)),
+    "inks.jpg": lambda: file_of(
+        Image.fromarray(noisy(300, 200, 12, channels=4), "CMYK"), "JPEG", icc_profile=ink_profile()),
+    "avif_called.jpg": lambda: file_of(Image.fromarray(noisy(64, 48, 13)), "AVIF", speed=10),
+    "tiff_called.png": lambda: file_of(Image.fromarray(noisy(64, 48, 14)), "TIFF", exif=rotated(6)),
+    "fades_in.gif": lambda: fading_in("GIF", 15),
+    "fades_in.webp": lambda: fading_in("WEBP", 16),
+    "no_end.jpg": lambda: file_of(Image.fromarray(noisy(300, 200, 17)), "JPEG")[:-2],
     "exact.bmp": lambda: file_of(Image.fromarray(noisy(SIZE, SIZE, 10)), "BMP"),
 }
 every_photo = pytest.mark.parametrize("name", MAKERS)
@@ -112,6 +127,7 @@ def decoded(data):
 @every_photo
 @pytest.mark.parametrize("arrives", [bytes, opened, decoded], ids=["bytes", "opened", "decoded"])
 def test_bytes_and_pillow_images_are_the_same(photos, seen, predictor, expected, *, name, arrives):
+    if arrives is decoded and name == "no_end.jpg": pytest.skip("Pillow alone does not decode it")
     assert torch.equal(image_pixels(arrives(photos[name]), SIZE), seen[name])
     close(predictor(arrives(photos[name])).probabilities, expected[name])
 

@@ -130,7 +130,7 @@ def rearrange_image(rng, data, other):
 
 # Where width and height are, and how they are written
 SIZES = ((rb"\x89PNG.{12}", ">II"), (rb"GIF8..", "<HH"), (rb"BM.{16}", "<ii"),
-         (rb"\xff\xd8.*?\xff[\xc0-\xc2].{3}", ">HH"))
+         (rb"\xff\xd8.*?\xff[\xc0-\xc2].{3}", ">HH"), (rb"....ftyp.*?ispe....", ">II"))
 
 
 def put_size(rng, data):

@@ -13,13 +13,13 @@ from schemathesis import GenerationMode
 from tools.files import BASE, saved
 
 from cifar_nb.guard import ServiceSettings
-from cifar_nb.photos import FORMATS
+from cifar_nb.imagefile import WEB_FORMATS
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 
 # A schema cannot say that bytes are an image, so those that must be accepted are drawn from these files;
 # test_files.py sends others
-FILES = [saved(BASE, kind) for kind in FORMATS]
+FILES = [saved(BASE, kind) for kind in WEB_FORMATS]
 schemathesis.openapi.format("binary", st.sampled_from(FILES))
 schemathesis.openapi.format("byte", st.sampled_from([base64.b64encode(data).decode() for data in FILES]))
 QUIET = dict(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

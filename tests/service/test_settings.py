@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from tools.files import PNG
+from tools.files import PNG, saved
 from tools.models import Held
 from tools.server import service, until
 
@@ -62,6 +62,18 @@ def test_models_dir(predictor, tmp_path):
     with running(predictor, model="mine", models_dir=tmp_path, api_key="open sesame") as client:
         client.post("/model/reload", headers=KEY).raise_for_status()
         assert client.get("/health").json()["model"] == "mine"
+
+
+def test_formats(predictor):
+    image = Image.new("RGB", (40, 30))
+    avif, tiff = saved(image, "AVIF", speed=10), saved(image, "TIFF")
+    with running(predictor) as client:
+        assert [post(client, data).status_code for data in (PNG, avif, tiff)] == [200, 200, 200]
+    with running(predictor, formats=["PNG", "AVIF"]) as client:
+        assert client.get("/model").json()["limits"]["formats"] == ["PNG", "AVIF"]
+        assert [post(client, data).status_code for data in (PNG, avif, tiff)] == [200, 200, 415]
+        said = post(client, tiff).json()["detail"]
+        assert said == "the file is TIFF: save it as JPEG or PNG; send PNG or AVIF"
 
 
 def test_device(predictor):

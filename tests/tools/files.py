@@ -8,8 +8,8 @@ from contextlib import suppress
 import numpy as np
 from PIL import Image
 
+from cifar_nb.imagefile import WEB_FORMATS
 from cifar_nb.images import synthetic
-from cifar_nb.photos import FORMATS
 
 BASE = Image.fromarray(synthetic("test").pixels[7].permute(1, 2, 0).numpy()).resize((61, 47))
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV",
@@ -77,6 +77,57 @@ def turned():
         yield n, BASE.transpose(turn), exif
 
 
+def icc(space, tags, name=b"a test profile"):
+    "A colour profile. The tags that every profile has are added."
+    said = b"desc" + struct.pack(">4xI", len(name) + 1) + name + bytes(1 + 12 + 67)
+    tags = {b"desc": said, b"cprt": b"text" + bytes(5), b"wtpt": xyz(.9642, 1, .8249)} | tags
+    at, table, body = 132 + 12 * len(tags), b"", b""
+    for tag, data in tags.items():
+        table += tag + struct.pack(">II", at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">4x4sI4s4s4s12x4s28x", b"test", 0x02400000, b"mntr", space, b"XYZ ", b"acsp")
+    head += struct.pack(">3I", 0xf6d6, 0x10000, 0xd32d)
+    whole = head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+    return struct.pack(">I", len(whole) + 4) + whole
+
+
+def xyz(*values): return b"XYZ " + struct.pack(">4x3i", *(round(65_536 * v) for v in values))
+
+
+def curve(gamma): return b"curv" + struct.pack(">4xIHxx", 1, round(256 * gamma))
+
+
+def rgb_profile(gamma, red, green, blue):
+    "Of a screen: its gamma, and the XYZ of its primaries under D50."
+    primaries = {b"rXYZ": xyz(*red), b"gXYZ": xyz(*green), b"bXYZ": xyz(*blue)}
+    return icc(b"RGB ", primaries | {tag: curve(gamma) for tag in (b"rTRC", b"gTRC", b"bTRC")})
+
+
+# The primaries of sRGB, of Display P3, and those of sRGB in another order
+SRGB = (.4361, .2225, .0139), (.3851, .7169, .0971), (.1431, .0606, .7141)
+P3 = (.5151, .2412, -.0011), (.2920, .6922, .0419), (.1571, .0666, .7841)
+SWAPPED = SRGB[1], SRGB[2], SRGB[0]
+
+
+def grey_profile(): return icc(b"GRAY", {b"kTRC": curve(1.)})
+
+
+def ink_profile():
+    "Of a press whose every ink is a green one: the darkness is the sum of the four."
+    ramp = bytes(range(256))
+    numbers = [inks.bit_count() for inks in range(16)]
+    table = b"".join(bytes([255 - 60 * n, 128 - 20 * n, 128]) for n in numbers)
+    matrix = struct.pack(">9i", *(65_536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + 4 * ramp + table + 3 * ramp
+    profile = icc(b"CMYK", {b"A2B0": lut})
+    return profile[:12] + b"prtr" + profile[16:20] + b"Lab " + profile[24:]
+
+
+PNG_WITH_A_DAMAGED_NOTE = saved(BASE, "PNG")
+PNG_WITH_A_DAMAGED_NOTE = (
+    PNG_WITH_A_DAMAGED_NOTE[:33] + chunk(b"tEXt", b"a\0b")[:-1] + b"?" + PNG_WITH_A_DAMAGED_NOTE[33:])
+
+
 def exact_files():
     "Files of the same pixels, without loss."
     pixels = np.asarray(BASE)
@@ -88,17 +139,25 @@ def exact_files():
     yield "PNG RGB of 16 bits", raw_png(wide, BASE.size, depth=16)
     yield "PNG opaque", saved(BASE.convert("RGBA"), "PNG")
     yield "WebP opaque", saved(BASE.convert("RGBA"), "WEBP", lossless=True)
+    for way in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        yield f"TIFF {way}", saved(BASE, "TIFF", compression=way)
+    yield "TIFF of many strips", saved(BASE, "TIFF", compression="tiff_lzw", tiffinfo={278: 1})
+    yield "BigTIFF", saved(BASE, "TIFF", big_tiff=True)
+    yield "PNG with a damaged note", PNG_WITH_A_DAMAGED_NOTE
     for n, image, exif in turned():
         yield f"PNG orientation {n}", saved(image, "PNG", exif=exif)
         yield f"WebP orientation {n}", saved(image, "WEBP", exif=exif, lossless=True)
+        yield f"TIFF orientation {n}", saved(image, "TIFF", exif=exif)
 
 
 def every_mode():
-    for kind in FORMATS:
+    for kind in WEB_FORMATS:
+        how = {"speed": 10} if kind == "AVIF" else {}
         for mode in MODES:
             with suppress(OSError, ValueError, KeyError):  # Pillow does not write it
-                yield f"{kind} {mode}", saved(in_mode(mode), kind)
-        for size in ((1, 1), (10_000, 1), (1, 10_000)): yield f"{kind} {size}", saved(BASE.resize(size), kind)
+                yield f"{kind} {mode}", saved(in_mode(mode), kind, **how)
+        for size in ((1, 1), (10_000, 1), (1, 10_000)):
+            yield f"{kind} {size}", saved(BASE.resize(size), kind, **how)
 
 
 def transparent_files():
@@ -115,7 +174,24 @@ def transparent_files():
         yield f"{kind} half transparent {how}", saved(half, kind, **how)
     turning = [half.rotate(10 * i).convert("RGB") for i in range(5)]
     frames = dict(save_all=True, append_images=turning, duration=50, loop=0)
-    for kind in ("GIF", "WEBP", "PNG"): yield f"{kind} animated", saved(BASE, kind, **frames)
+    for kind in ("GIF", "WEBP", "PNG", "AVIF"):
+        yield f"{kind} animated", saved(BASE, kind, **frames)
+        yield f"{kind} that begins with nothing", saved(Image.new("RGB", BASE.size, "white"), kind, **frames)
+    yield from color_keys()
+
+
+def color_keys():
+    "PNG files with a transparent colour, of every depth."
+    for bits in (1, 2, 4):
+        rows = b"".join(b"\0" + bytes([27] * -(-61 * bits // 8)) for _ in range(47))
+        before = chunk(b"tRNS", struct.pack(">H", 2**bits - 1))
+        how = dict(depth=bits, colour=0, before=before)
+        yield f"PNG grey of {bits} bits with a key", raw_png(rows, BASE.size, **how)
+    for colour, n in ((0, 1), (2, 3)):
+        row = b"\0" + np.arange(61, dtype=">u2").repeat(n).tobytes()
+        before = chunk(b"tRNS", bytes(range(2 * n)))
+        yield f"PNG of {n} times 16 bits with a key", raw_png(row * 47, BASE.size, depth=16, colour=colour,
+                                                              before=before)
 
 
 def jpeg_files():
@@ -124,6 +200,11 @@ def jpeg_files():
     for how in ways: yield f"JPEG {how}"[:60], saved(BASE, "JPEG", **how)
     yield "JPEG CMYK progressive", saved(BASE.convert("CMYK"), "JPEG", progressive=True)
     for n, image, exif in turned(): yield f"JPEG orientation {n}", saved(image, "JPEG", exif=exif)
+    yield "JPEG without its end", saved(BASE, "JPEG")[:-2]
+    for name, profile in (("P3", rgb_profile(2.2, *P3)), ("damaged", b"acsp" * 99)):
+        yield f"JPEG with a profile, {name}", saved(BASE, "JPEG", icc_profile=profile)
+    yield "JPEG with a profile of inks", saved(BASE.convert("CMYK"), "JPEG", icc_profile=ink_profile())
+    yield "JPEG with a profile of greys", saved(BASE.convert("L"), "JPEG", icc_profile=grey_profile())
 
 
 def all_files():

@@ -133,6 +133,37 @@ def webp_around(flag, *chunks):
     return webp((8, 8), flag, webp_pixels(), *chunks)
 
 
+# Parts of AVIF files
+
+def box(kind, data=b""): return struct.pack(">I", 8 + len(data)) + kind + data
+
+
+def avif_around(*tables):
+    "Some tables about images, where a decoder looks for them."
+    start = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
+    handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+    return start + box(b"meta", bytes(4) + handler + box(b"pitm", bytes(4) + b"\0\1") + b"".join(tables))
+
+
+# Parts of TIFF files
+
+def table(*entries, after=0):
+    "A table of a TIFF: tag, type, count and value."
+    rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<H", len(entries)) + rows + struct.pack("<I", after)
+
+
+def tiff_of(size, *entries, after=0, data=b"\1" * 4096):
+    "A TIFF of grey pixels. Where the value of an entry is None, it is the place of the data."
+    known = {256: (4, 1, size[0]), 257: (4, 1, size[1]), 258: (3, 1, 8), 262: (3, 1, 1), 273: (4, 1, None),
+             277: (3, 1, 1), 278: (4, 1, size[1]), 279: (4, 1, len(data))}
+    known |= {tag: rest for tag, *rest in entries}
+    place = 8 + 2 + 12 * len(known) + 4
+    rows = [(tag, kind, n, place if value is None else value)
+            for tag, (kind, n, value) in sorted(known.items())]
+    return b"II*\0\x08\0\0\0" + table(*rows, after=after) + data
+
+
 # EXIF
 
 def ifd(*entries):
@@ -332,6 +363,130 @@ def gif_extensions():
     whole = saved(Image.new("P", (32, 32)), "GIF")
     i = whole.index(b",")
     return filled(whole[:i], b"!\xff\1x\0", whole[i:])
+
+
+@hostile
+def gif_other_bytes():
+    "Bytes that are not the beginning of a block."
+    whole = saved(Image.new("P", (32, 32)), "GIF")
+    i = whole.index(b",")
+    return filled(whole[:i], b"x", whole[i:])
+
+
+@hostile
+def gif_blank_then_blocks():
+    "A first frame that shows nothing, so that a reader looks for the next one, through blocks of one byte."
+    whole = saved(Image.new("P", (32, 32)), "GIF")
+    return filled(whole[:-1] + whole[whole.index(b","):][:10] + b"\2", b"\1x", b"\0;")
+
+
+@hostile
+def avif_exif_shared():
+    "The orientation has another name while Pillow writes the file, because Pillow would look into the rest."
+    turned, other = b"\x01\x12\0\3", b"\x01\x13\0\3"
+    exif = b"Exif\0\0" + shared_rationals().replace(turned, other)
+    return saved(Image.new("RGB", (32, 32)), "AVIF", exif=exif).replace(other, turned)
+
+
+@hostile
+def avif_items():
+    "A table of images that are not there; a decoder that compares each with all others never ends."
+    n = 400_000
+    places = b"".join(struct.pack(">I", i) + bytes(4) for i in range(n))
+    return avif_around(box(b"iloc", b"\2\0\0\0\0\0" + struct.pack(">I", n) + places))
+
+
+@hostile
+def avif_boxes(): return filled(avif_around(), box(b"free"))
+
+
+@hostile
+def avif_nested(): return avif_around(*[box(b"meta", bytes(4))] * 800_000)
+
+
+@hostile
+def jpeg_profile():
+    "A colour profile of almost three megabytes: a table of 31 steps for each of four inks."
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 31, 0]) + bytes(36 + 4 * 256 + 31**4 * 3 + 3 * 256)
+    size = struct.pack(">I", 144 + len(lut))
+    head = size + struct.pack(">4xI4s4s4s12x4s", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
+    table = struct.pack(">I4sII", 1, b"A2B0", 144, len(lut))
+    return saved(Image.new("CMYK", (32, 32)), "JPEG", icc_profile=head.ljust(128, b"\0") + table + lut)
+
+
+@hostile
+def tiff_rationals():
+    "The resolution is more than a million fractions."
+    n = 1_190_000
+    return tiff_of((32, 32), (282, RATIONAL, n, None), data=struct.pack("<II", 7, 3) * n)
+
+
+@hostile
+def tiff_exif_shared():
+    "Its EXIF tables say that the same million fractions are theirs."
+    n, at = 1_190_000, 8 + 2 + 12 * 10 + 4
+    inner = [(tag, RATIONAL, n, at + 1000) for tag in (0x829a, 0x829d, 0x9201, 0x9202, 0x920a)]
+    data = table(*inner).ljust(1000, b"\0") + struct.pack("<II", 7, 3) * n
+    return tiff_of((32, 32), (34665, LONG, 1, at), (34853, LONG, 1, at), data=data)
+
+
+@hostile
+def tiff_texts_shared():
+    "A thousand texts, each of which is the whole file."
+    return tiff_of((32, 32), *((40_000 + i, 7, 9_000_000, 8) for i in range(1000)), data=bytes(9_000_000))
+
+
+@hostile
+def tiff_big_table():
+    "A BigTIFF with half a million entries."
+    start = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 490_000)
+    return start + b"".join(struct.pack("<HHQQ", i & 0xffff, 4, 1, 8) for i in range(490_000))
+
+
+@hostile
+def tiff_chain():
+    "As many images as fit, one after the other."
+    one = len(table((256, 4, 1, 1)))
+    tables = b"".join(table((256, 4, 1, 1), after=8 + one * (i + 1)) for i in range(LIMIT // one - 1))
+    return b"II*\0\x08\0\0\0" + tables
+
+
+@hostile
+def tiff_strips():
+    "Two million strips of one row, each at the same place."
+    n = 1_200_000
+    places = (273, LONG, n, None), (278, LONG, 1, 1), (279, LONG, n, None)
+    return tiff_of((8, n), *places, data=struct.pack("<I", 8) * n)
+
+
+@hostile
+def tiff_tile():
+    "One tile that is much larger than the image."
+    tile = ((322, LONG, 1, 60_000), (323, LONG, 1, 60_000), (324, LONG, 1, None), (325, LONG, 1, 4096))
+    return tiff_of((32, 32), (259, 3, 1, 8), *tile)
+
+
+@hostile
+def tiff_canvas_lzw(): return saved(Image.new("L", (SIDE, SIDE)), "TIFF", compression="tiff_lzw")
+
+
+@hostile
+def tiff_canvas_deflate():
+    "16 million pixels, the most that are accepted, in one strip."
+    image = Image.new("RGBA", (4000, 4000))
+    return saved(image, "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: 4000}, exif=rotated())
+
+
+@hostile
+def tiff_canvas_fax(): return saved(Image.new("1", (SIDE, SIDE)), "TIFF", compression="group4")
+
+
+@hostile
+def tiff_jpeg_scans():
+    "The scans of `jpeg_arithmetic_scans`, inside a TIFF."
+    data = jpeg_arithmetic_scans()
+    data = data.replace(struct.pack(">HH", SIDE, SIDE), struct.pack(">HH", 4000, 4000))
+    return tiff_of((4000, 4000), (259, 3, 1, 7), (258, 3, 1, 8), data=data)
 
 
 # Canvases that unpack to far more than they were
