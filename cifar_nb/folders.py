@@ -169,6 +169,7 @@ def _explain_few(root:Path, left_out:LeftOut)->str:
     if images: text = f'{root} has {len(images):,} images that are in no class folder; {need}'
     if images and tables: text += f'; we do not read {tables[0]}: sort the images by it first'
     elif images and len(kinds) > 1: text += f'; sort them by their names ({", ".join(kinds[:4])})'
+    elif images and not folders: text += f'; if {root.name} is one of the classes, name the folder above it'
     if len(deeper) == 1: text += f'; {deeper[0]} has several folders: is that the one?'
     return text + ''.join(f'; {path.name} has no image' for path in empty[:3])
 
@@ -291,8 +292,12 @@ class FolderParts:
 
     @cached_property
     def _learnable(self)->ImageFiles: # What may be learned from
-        if 'train' in self.folders: return list_images(*self.folders['train'])
-        return list_images(*self.folders['classes'], alike=self.name.startswith('classes='))
+        if 'classes' in self.folders:
+            return list_images(*self.folders['classes'], alike=bool(named_parts(self.name)))
+        found = list_images(*self.folders['train'])
+        # What is next to the parts
+        if not named_parts(self.name): class_folders(Path(os.path.expanduser(self.name)), found.left_out)
+        return found
 
     @cached_property
     def _divided(self)->tuple[ImageFiles, ImageFiles]: return split_files(self._learnable)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_nb.core import DatasetError, Settings
+from cifar_nb.core import DatasetError, DatasetUnavailable, Settings
+from cifar_nb.datasets import split_by_hash
 from cifar_nb.experiment import dataset_name
 from cifar_nb.folders import FolderParts, load_dataset
 from cifar_nb.layout import find_parts
@@ -231,6 +232,13 @@ def test_folders_of_other_programs_are_left_out_with_one_line(tmp_path, write, c
     assert len(lines) == 1 and name in lines[0]
 
 
+def test_debris_next_to_the_parts_is_named(tmp_path, write, caplog):
+    build(tmp_path, write, [*inside("train", "test"), "__MACOSX"])
+    data = load_dataset(str(tmp_path), 8)
+    assert len(data.train) == len(data.test) == 12
+    assert [line for line in caplog.messages if "left out" in line and "__MACOSX" in line]
+
+
 @pytest.mark.parametrize("name", ["backup", "old", "copy", "duplicates", "rejected"])
 def test_other_subfolders_belong_to_their_class(tmp_path, write, name):
     build(tmp_path, write, [*BOTH, f"cat/{name}"])
@@ -296,7 +304,6 @@ def test_the_same_image_in_two_classes_is_mentioned(tmp_path, write, caplog):
 
 def test_copies_are_on_one_side_of_every_split(tmp_path, write):
     "Twenty images, each five times: no image that is held out is also learned from."
-    from cifar_nb.datasets import split_by_hash
     build(tmp_path, write, BOTH, n=20)
     for path in list(tmp_path.rglob("*.png")):
         for i in range(4): shutil.copy(path, path.with_name(f"{path.stem} ({i}).png"))
@@ -311,9 +318,19 @@ def test_copies_are_on_one_side_of_every_split(tmp_path, write):
      "6 images that are in no class folder.*we do not read labels.csv"),
     (lambda p, write: [write(p / f"{kind}.{i}.jpg") for kind in BOTH for i in range(3)],
      r"6 images that are in no class folder.*by their names \(cat, dog\)"),
+    (lambda p, write: build(p, write, [""]), "is one of the classes, name the folder above it"),
     (lambda p, write: build(p, write, inside("PetImages")), "PetImages has several folders: is that"),
     (lambda p, write: write(p / "cifar-10-batches-py" / "1.png"), "files of CIFAR: use --data cifar10"),
 ])
 def test_one_step_away_is_said(tmp_path, write, build_it, said):
     build_it(tmp_path, write)
     with pytest.raises(DatasetError, match=said): _ = load_dataset(str(tmp_path)).train
+
+
+@pytest.mark.parametrize("given", ["there/cifar-10-batches-py", "."])
+def test_the_official_files_may_be_one_folder_away(tmp_path, monkeypatch, given):
+    (tmp_path / "there" / "cifar-10-batches-py").mkdir(parents=True)
+    monkeypatch.setattr("cifar_nb.datasets.on_disk", lambda archive, root: root == tmp_path / "there")
+    monkeypatch.setattr("cifar_nb.datasets.fetch_cifar", lambda *args: pytest.fail("a download was tried"))
+    with pytest.raises(DatasetUnavailable, match=f"use --data-dir {tmp_path / 'there'}"):
+        _ = load_dataset("cifar10", settings=Settings(data_dir=tmp_path / given)).train
