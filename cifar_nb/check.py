@@ -84,10 +84,10 @@ class DataReport:
     formats:dict[str, int] = field(default_factory=dict)
     modes:dict[str, int] = field(default_factory=dict)
     left_out:LeftOut = field(default_factory=LeftOut)
-    broken:dict[str, str] = field(default_factory=dict)  # Why a file cannot be read
+    broken:dict[Path, str] = field(default_factory=dict)  # Why a file cannot be read
     copies:dict[str, list[list[Path]]] = field(default_factory=dict)
     elongated:list[Path] = field(default_factory=list)
-    subfolders:dict[str, int] = field(default_factory=dict)  # Images below a class folder
+    subfolders:dict[Path, int] = field(default_factory=dict)  # Images below a class folder
 
     def few(self)->dict[str, int]:
         "Classes with few training images."
@@ -117,7 +117,7 @@ class DataReport:
 def _plain(value:Any)->Any: # Paths as text
     if isinstance(value, dict): return {str(key): _plain(item) for key,item in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(item) for item in value]
-    return _name(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path) else value
 
 def _name(path:Path)->str: return printable(str(path))
 
@@ -129,7 +129,8 @@ def _lines(report:DataReport)->list[str]:
     lines = []
     if report.sizes:
         lines.append('sizes: ' + _some([f'{what} {w} x {h}' for what,(w,h) in report.sizes.items()]))
-    found = dict(formats=report.formats, modes=report.modes) | {'in subfolders of a class': report.subfolders}
+    subfolders = {_name(path): n for path,n in report.subfolders.items()}
+    found = dict(formats=report.formats, modes=report.modes) | {'in subfolders of a class': subfolders}
     for what,counts in found.items():
         if counts: lines.append(f'{what}: ' + _some([f'{name} {n:,}' for name,n in counts.items()], 10))
     if report.left_out: lines.append(f'left out: {report.left_out.note()}')
@@ -143,7 +144,7 @@ def _lines(report:DataReport)->list[str]:
         some = [_name(path) for path in report.elongated]
         what = f'more than {MAX_ASPECT} times as long as wide'
         lines.append(f'{what}: {len(some):,} ({_some(some)})')
-    return lines + [f'cannot be read: {name}: {why}' for name,why in report.broken.items()]
+    return lines + [f'cannot be read: {_name(path)}: {why}' for path,why in report.broken.items()]
 
 # %% ../nbs/17_check.ipynb #17017aa
 def check_folder(
@@ -159,7 +160,7 @@ def check_folder(
     for path,part,label in progress(todo, desc='reading images'):
         try: fact,image = read_facts(path, part, label, size)
         except (DatasetError, ImageError) as e:
-            report.broken[_name(path)] = str(e).removeprefix(f'{path}: ')
+            report.broken[path] = str(e).removeprefix(f'{path}: ')
             continue
         facts.append(fact)
         if part == 'train': pixels.append(image)
@@ -181,7 +182,7 @@ def _sum_up(report, facts, files):
         short,long = sorted((fact.width, fact.height))
         if long > MAX_ASPECT*short: report.elongated.append(fact.path)
         if lookalike_key(fact.path.parent.name) == lookalike_key(report.classes[fact.label]): continue
-        folder = _name(fact.path.parent)
+        folder = fact.path.parent
         report.subfolders[folder] = report.subfolders.get(folder, 0) + 1
     # Two parts that were split from one folder have the same list
     for left_out in {id(some.left_out): some.left_out for some in files.values()}.values():

@@ -233,7 +233,7 @@ def read_images(
     decoded,broken = decode_files(files.paths, size)
     if broken and (not skip_broken or len(broken) == len(decoded)):
         raise BrokenImages(broken) from next(iter(broken.values()))
-    for path,why in broken.items(): log.warning('skipped %s: %s', path, why)
+    for path,why in broken.items(): log.warning('skipped %s: %s', printable(str(path)), why)
     pixels,keys = zip(*[pair for pair in decoded if pair])
     labels = files.labels[torch.tensor([pair is not None for pair in decoded])]
     return Images(torch.stack(pixels), labels, files.classes, torch.tensor(keys))
@@ -330,7 +330,7 @@ def read_folder_part(
         others = [path for other in parts.names if other != part for path in parts.files(other).paths]
         broken = e.broken | decode_files(others, size)[1]
         if len(broken) > 1:
-            for path,why in broken.items(): log.warning('%s: %s', path, why)
+            for path,why in broken.items(): log.warning('%s: %s', printable(str(path)), why)
         raise BrokenImages(broken) from e.__cause__
     own = part == 'train' or part in parts.folders
     if own and files.left_out: log.warning('%s: left out: %s', parts.name, files.left_out.note())

@@ -81,7 +81,7 @@ _ROLES = dict(
     unlabelled='other', mask='other', masks='other', labels='other', annotations='other')
 # They say nothing about what is in a folder
 _PLAIN = {'set', 'data', 'dataset', 'images', 'image', 'imgs', 'img', 'photos', 'files', 'dir', 'folder',
-          'single',          'split', 'part', 'new', 'final', 'raw', 'all'}
+          'single', 'split', 'part', 'new', 'final', 'raw', 'all'}
 
 def _words(name:str)->list[str]: # 'seg_trainSet2' to seg, train, set
     spaced = re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name).lower()
@@ -100,8 +100,9 @@ def part_roles(
         known = [word for word in some if word in _ROLES]
         rest = {*some} - {*known} - _PLAIN - common
         roles.append(_ROLES[known[0]] if known and not rest else '')
-    images = [role or 'images' if {*some} <= _PLAIN and some else role for role,some in zip(roles, words)]
-    return images if 'other' in roles else roles
+    if 'other' not in roles: return roles
+    # Next to masks or labels, a folder called images is a part as well
+    return [role or 'images'*({*some} <= _PLAIN and bool(some)) for role,some in zip(roles, words)]
 
 # %% ../nbs/07_layout.ipynb #07017aa
 def _names_inside(folders:list[Path])->list[str]:
@@ -184,7 +185,7 @@ def _holds_files(folder:Path)->bool:
 
 def _known_parts(
     folders:list[Path], # Next to each other
-)->dict[str, Path]: # By 'train', 'valid' and 'test', and '' for each of the others; empty when not certain
+)->dict[str, Path]: # By 'train', 'valid' and 'test'; empty when that is not certain
     "The folders that are called like parts, if `train` is among them and each name is there once."
     roles = [SPLIT_NAMES.get(folder.name.lower(), folder.name) for folder in folders]
     parts = {role: _same_inside(folder) for role,folder in zip(roles, folders)}
@@ -195,7 +196,8 @@ def _known_parts(
     # A class may be called train
     if others and (len(known) == 1 or len(classes) < 2): return {}
     if any(classes & {path.name for path in class_folders(folder)} for folder in others): return {}
-    for folder in others: log.warning('%s is not used: the data set is next to it', folder)
+    for folder in others:
+        log.warning('%s is not used: the data set is next to it', printable(str(folder)))
     return {role: parts[role] for role in ('train', 'valid', 'test') if role in known}
 
 # %% ../nbs/07_layout.ipynb #07023aa
