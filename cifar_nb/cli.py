@@ -23,6 +23,7 @@ def _on_stop(leave:Callable[[int], Any]):
 if os.path.basename(sys.argv[0]) == 'cifar-nb' and sys.argv[1:2] == ['serve']: _on_stop(os._exit)
 
 # %% ../nbs/97_cli.ipynb #97imports
+import io
 import json
 import tempfile
 from dataclasses import replace
@@ -32,7 +33,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .core import CifarNbError, ConfigError, ImageError, ModelError, Settings, Table
+from .core import CifarNbError, ConfigError, DatasetError, ImageError, ModelError, Settings, Table
 from .guard import ServiceSettings
 from .text import printable
 
@@ -87,30 +88,31 @@ def _setting(
     return typer.Option(help=text, show_default=False, **more)
 
 _A_MODEL = "a model's name or the path of a .safetensors file"
-_DATA = 'cifar10, cifar100, synthetic, or a folder with one subfolder per class'
+_DATA = ('cifar10, cifar100, synthetic, a folder with one subfolder per class, '
+         'or train=DIR,valid=DIR,test=DIR')
 _Model = Annotated[str|None, _setting('model', callback=_not_empty(_A_MODEL))]
 _Device = Annotated[str|None, _setting('device')]
 _DataDir = Annotated[str|None, _setting('data_dir', metavar='PATH', callback=_not_empty('a folder'))]
+_Size = Annotated[int, typer.Option(min=8, max=1024, help='Height and width of the images of a folder')]
+_SkipBroken = Annotated[bool|None, typer.Option(
+    '--skip-broken', help='Leave out images that cannot be read [CIFAR_NB_SKIP_BROKEN, else refuse]')]
 _Json = Annotated[bool, typer.Option('--json', help='Print JSON instead of text')]
 
 # %% ../nbs/97_cli.ipynb #ec528073
 @app.command()
 def data(
     name:Annotated[str, typer.Argument(help=_DATA, callback=_not_empty(_DATA))]='cifar10',
+    size:_Size=32,
+    skip_broken:_SkipBroken=None,
     data_dir:_DataDir=None,
+    as_json:_Json=False,
 ):
-    "Download a data set if it is missing, check it, and summarise it."
-    import torch
-
-    from cifar_nb.folders import load_dataset
-    found = load_dataset(name, settings=_read_settings(data_dir=data_dir))
-    parts = {'train': found.train, 'test': found.test} | ({'valid': found.valid} if found.valid else {})
-    classes = found.train.classes
-    counts = [torch.bincount(images.labels, minlength=len(classes)).tolist() for images in parts.values()]
-    print(Table(['class', *parts], zip(classes, *counts)))
-    print('; '.join(f'{part}: {images}' for part,images in parts.items()))
-    mean,std = (' '.join(f'{v:.4f}' for v in values) for values in found.stats)
-    print(f'mean {mean}  std {std}')
+    "Download a data set if it is missing, check it, and say what training would see."
+    from cifar_nb.check import check_data
+    settings = _read_settings(data_dir=data_dir, skip_broken=skip_broken)
+    report = check_data(name, size, settings)
+    print(json.dumps(report.as_dict()) if as_json else report)
+    if report.broken and not settings.skip_broken: raise typer.Exit(DatasetError.exit_code)
 
 # %% ../nbs/97_cli.ipynb #0afb1265
 @app.command()
@@ -234,6 +236,7 @@ def train(
     size:Annotated[int|None, _choice('Height and width of the images of a folder', min=8, max=1024)]=None,
     out:Annotated[Path|None, _choice('The model file to write', _OUT)]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
+    skip_broken:_SkipBroken=None,
     fresh:Annotated[bool, typer.Option('--fresh', help='Start over, do not resume an unfinished run')]=False,
     device:_Device=None,
     data_dir:_DataDir=None,
@@ -241,9 +244,10 @@ def train(
     """Train a model by a recipe and save it with its card.
 
     A run that was killed resumes after its last epoch."""
+    from cifar_nb.check import one_line
     from cifar_nb.device import best_device, keep_memory, repeatable_kernels
     from cifar_nb.experiment import checkpoint_path, run_recipe
-    settings = _read_settings(device=device, data_dir=data_dir)
+    settings = _read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
                  precision=precision, seed=seed, size=size)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
@@ -253,9 +257,11 @@ def train(
     _announce(name, chosen, device, checkpoint if checkpoint.exists() and not fresh else None)
     repeatable_kernels()
     if device == 'cpu': keep_memory()
+    def show_data(parts): print(printable(one_line(parts)), file=sys.stderr)
     def show(history):
         print(f'epoch {len(history):3}/{chosen.epochs}  {_epoch_line(history.rows[-1])}', flush=True)
-    card,report = run_recipe(chosen, out, settings, fresh=fresh, half=half, on_epoch=show)
+    card,report = run_recipe(
+        chosen, out, settings, fresh=fresh, half=half, on_data=show_data, on_epoch=show)
     _print_result(card, report, out)
 
 # %% ../nbs/97_cli.ipynb #da808c8b
@@ -264,6 +270,7 @@ def evaluate(
     model:_Model=None,
     data:Annotated[str|None, typer.Option(
         help=f'{_DATA} [else what the model was trained on]', callback=_not_empty(_DATA))]=None,
+    skip_broken:_SkipBroken=None,
     device:_Device=None,
     data_dir:_DataDir=None,
     as_json:_Json=False,
@@ -274,7 +281,7 @@ def evaluate(
     from cifar_nb.evaluate import evaluate as evaluate_model
     from cifar_nb.folders import load_dataset
     from cifar_nb.predict import Predictor
-    settings = _read_settings(device=device, data_dir=data_dir)
+    settings = _read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     predictor = Predictor.load(model, settings)
     card = predictor.card
     name = data or card.dataset
@@ -388,6 +395,9 @@ def _run_app():
 
 def main():
     "The command `cifar-nb`."
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a file may have fewer characters than a class name or a path
+        if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors='backslashreplace')
     try: _run_app()
     except CifarNbError as e:
         print(f'cifar-nb: {printable(str(e))}', file=sys.stderr)

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
         description='Where data sets are kept and downloaded to')
     mirrors:Annotated[list[str], NoDecode] = Field([],
         description='Web folders with the CIFAR archives, tried first; separated by commas')
+    skip_broken:bool = Field(False,
+        description='Leave out images of a folder that cannot be read, instead of refusing the folder')
     models_dir:Path = Field(Path('models'),
         description='Where trained models are saved, and looked for by name')
     model:str = Field('cifar10',

@@ -8,12 +8,13 @@ __all__ = ['CIFAR_STATS', 'load_cifar', 'content_key', 'image_keys', 'hash_posit
 
 # %% ../nbs/11_datasets.ipynb #11004aa
 import hashlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .core import DatasetError, Settings
-from .download import ARCHIVES, fetch_cifar
+from .core import DatasetError, DatasetUnavailable, Settings
+from .download import ARCHIVES, fetch_cifar, on_disk
 from .images import Images, Stats
 
 # %% ../nbs/11_datasets.ipynb #11008aa
@@ -22,6 +23,14 @@ CIFAR_STATS = {
     'cifar10': Stats((.4914, .4822, .4465), (.2470, .2435, .2616)),
     'cifar100': Stats((.5071, .4865, .4409), (.2673, .2564, .2762)),
 }
+
+def _refuse_neighbor(name:str, root:Path):
+    "Raises `DatasetUnavailable` when the files are one folder above or below."
+    folder = ARCHIVES[name].dataset.base_folder
+    above = [root.resolve().parent] if root.resolve().name == folder else []
+    for place in above + [path.parent for path in root.glob(f'*/{folder}')]:
+        if on_disk(ARCHIVES[name], place):
+            raise DatasetUnavailable(f'{name} is not in {root}, but in {place}: use --data-dir {place}')
 
 def load_cifar(
     name:str, # 'cifar10' or 'cifar100'
@@ -35,6 +44,7 @@ def load_cifar(
     def open_files(): return archive.dataset(settings.data_dir, train=split == 'train')
     try: files = open_files()
     except RuntimeError:  # torchvision: not found, or a wrong MD5
+        _refuse_neighbor(name, Path(settings.data_dir))
         fetch_cifar(name, settings.data_dir, settings.mirrors)
         files = open_files()
     pixels = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()

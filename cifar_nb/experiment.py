@@ -26,6 +26,7 @@ from .evaluate import Report, SixViews, choose_margin, evaluate
 from .fit import Checkpointer
 from .folders import Dataset, load_dataset
 from .images import Images, Stats
+from .layout import split_name
 from .modelfile import ModelCard, bundled_models, finite, save_model
 from .parts import build_parts
 from .recipes import find_recipe, with_changes
@@ -39,8 +40,9 @@ def dataset_name(
     "What a card calls it: without the folder's place, and never like one of our own data sets."
     builtin = (*ARCHIVES, 'synthetic')
     if data in builtin: return data
-    name = Path(os.path.expanduser(data)).resolve().name
-    return f'./{name}' if name in builtin else name
+    def last(folder): return Path(os.path.expanduser(folder)).resolve().name
+    if parts := split_name(data): return ','.join(f'{word}={last(folder)}' for word,folder in parts)
+    return f'./{last(data)}' if last(data) in builtin else last(data)
 
 def warn_of_copies(
     data:str, # A name for `load_dataset`
@@ -195,6 +197,7 @@ def run_recipe(
     *,
     fresh:bool=False, # Start over even if there is a checkpoint
     half:bool=False, # Save 16-bit weights; what is tested is what is saved
+    on_data:Callable=lambda parts: None, # Sees the images by part, before training
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test images
     """Train, test once, save.
@@ -203,9 +206,9 @@ def run_recipe(
     `ModelError` for a start or a checkpoint that cannot be used, `TrainingDiverged`."""
     with _only_here(out):
         if fresh: checkpoint_path(out).unlink(missing_ok=True)
-        return _run(recipe, out, settings, half=half, on_epoch=on_epoch)
+        return _run(recipe, out, settings, half=half, on_data=on_data, on_epoch=on_epoch)
 
-def _run(recipe, out, settings, *, half, on_epoch):
+def _run(recipe, out, settings, *, half, on_data, on_epoch):
     device,revision = best_device(settings.device),source_revision()
     recipe = _settle_precision(recipe, device, checkpoint_path(out))
     recipe,start = recipe.open_start(settings)
@@ -215,6 +218,7 @@ def _run(recipe, out, settings, *, half, on_epoch):
     measured = dict(validation=valid, test=data.test)
     refuse_known(recipe, start, train, measured)
     warn_of_copies(recipe.data, train, measured)
+    on_data(dict(train=train) | measured)
     stats = recipe.choose_stats(data.stats, start)
     parts = build_parts(recipe, train, stats, device=device, weights=start.weights)
     choices = _dotted(recipe.model_dump(mode='json'))
