@@ -66,12 +66,13 @@ def test_everything_by_hand(command, net, tmp_path):
     (["--architecture", "resnet18", "--like", "simple"], 4, "does not fit resnet18 with 10 classes"),
     (["--like", "nobody"], 4, "there is no model 'nobody'"), (["--like", ""], 2, "--like is empty"),
     (["--like", "simple", "--key", "ema"], 4, "use one of net"),
-    (["--like", "simple", "--mean", "1,2"], 2, "mean"), (["--like", "simple", "--mean", "x"], 2, "three numbers"),
+    (["--like", "simple", "--mean", "1,2"], 2, "mean"),
+    (["--like", "simple", "--mean", "x"], 2, "three numbers"),
     (["--like", "simple", "--set", "widths"], 2, "KEY=VALUE"),
     (["--like", "simple", "--set", "widths=[8]"], 4, "does not fit"),
     (["--like", "simple", "--set", "wdths=[8]"], 2, "did you mean 'widths'"),
     (["--like", "simple", "--out", "x.pth"], 2, "must end in .safetensors")])
-def test_mistakes_are_one_line(command, theirs, flags, code, said):
+def test_mistakes_are_one_line(command, theirs, *, flags, code, said):
     done = command("import", theirs, *flags)
     assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
     assert said in done.stderr
