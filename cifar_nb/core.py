@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'Count', 'NonNegative', 'Fraction', 'ProperFraction', 'Rate', 'Size', 'Seed', 'CifarNbError', 'ConfigError',
            'DatasetUnavailable', 'DatasetError', 'ModelError', 'ImageError', 'TrainingDiverged', 'Settings', 'nearest',
-           'atomic_path', 'progress', 'Table']
+           'atomic_path', 'free_space', 'progress', 'Table']
 
 # %% ../nbs/00_core.ipynb #a913b2eb
 import difflib
 import logging
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -169,6 +170,16 @@ def atomic_path(
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #00048ee
+def free_space(
+    path:Path,  # A file or folder, which need not exist
+)->str:  # Such as '120 MB are free'
+    "The room that is left on the disk of a path, for an error message."
+    try:
+        while not path.exists() and path != path.parent: path = path.parent
+        return f'{shutil.disk_usage(path).free/1e6:,.0f} MB are free'
+    except OSError: return 'how much is free is not known'
 
 # %% ../nbs/00_core.ipynb #176a1340
 def progress(

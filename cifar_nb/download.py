@@ -6,22 +6,27 @@
 __all__ = ['ARCHIVES', 'md5_of', 'Archive', 'fetch_part', 'download', 'unpack', 'on_disk', 'fetch_cifar']
 
 # %% ../nbs/03_download.ipynb #505e63ef
+import errno
 import hashlib
 import os
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from .core import DatasetUnavailable, progress
+from .core import DatasetUnavailable, free_space, log, progress
 
 # %% ../nbs/03_download.ipynb #e0a1c337
 def md5_of(path:Path)->str:  # Hexadecimal, as `md5sum` prints it
@@ -35,7 +40,7 @@ class Archive:
     "One official archive: torchvision's class for it, its size, and the hosts with the same bytes."
     torchvision_name:str     # Name of torchvision's class for it
     size:int                 # Bytes; more are not accepted from any host
-    mirrors:tuple[str, ...]  # Addresses to try after the official one
+    mirrors:tuple[str, ...]  # Faster addresses, to try before the official one
 
     @property
     def dataset(self)->Any:  # A class with the file name, folder, official address and MD5 sums
@@ -78,6 +83,38 @@ class _RateGuard:
             raise TimeoutError(f'only {self.n_bytes/seconds/1000:.1f} kB/s')
         self._start()
 
+# %% ../nbs/03_download.ipynb #03011bb
+class _NoAnswer(OSError): "Not a byte came from the host, so it is not asked again."
+
+def _open_rest(
+    url:str,  # Where to read from
+    have:int,  # Bytes that need not be sent
+    timeout:float,  # Seconds of silence
+)->Any:  # A response of `urlopen`
+    "Ask for the rest of a file. Raises `HTTPError` for a refusal, `_NoAnswer` for silence."
+    headers = {'User-Agent': 'cifar_nb'}
+    if have: headers['Range'] = f'bytes={have}-'
+    try: return urlopen(Request(url, headers=headers), timeout=timeout)
+    except HTTPError: raise
+    except (OSError, ValueError) as e:
+        raise _NoAnswer(str(getattr(e, 'reason', e)) or type(e).__name__) from e
+
+def _first_bytes(
+    response:Any,  # Of `urlopen`
+    have:int,  # Bytes of the file in front of what it sends
+    size:int,  # Bytes of the whole file
+    magic:bytes,  # How the file begins
+)->bytes:  # What had to be read from the response
+    "Raises `OSError` when what a host sends cannot be the file."
+    length = response.headers.get('Content-Length', '')
+    if length.isdecimal() and have+int(length) != size:
+        raise OSError(f'offers {have+int(length):,} bytes, and the file has {size:,}')
+    if not length and response.headers.get_content_type() == 'text/html':
+        raise OSError('sends a web page instead of the file')
+    first = b'' if have else response.read(len(magic))
+    if not have and first != magic: raise OSError(f'sends something else, which begins with {first!r}')
+    return first
+
 # %% ../nbs/03_download.ipynb #fb72fe60
 def fetch_part(
     url:str,  # Where to read from
@@ -86,19 +123,19 @@ def fetch_part(
     *,
     min_rate:float,  # Slowest acceptable rate, in bytes per second, over each `stall` seconds
     stall:float=20,  # Seconds without enough bytes after which we give up
+    magic:bytes=b'',  # How the file begins
 )->None:
     "Append what `part` lacks from `url`. Raises `OSError` or `HTTPException` when that fails or is too slow."
     have = part.stat().st_size if part.exists() else 0
     if have == size: return
-    headers = {'User-Agent': 'cifar_nb'}
-    if have: headers['Range'] = f'bytes={have}-'
-    with urlopen(Request(url, headers=headers), timeout=stall) as response:
+    with _open_rest(url, have, stall) as response:
         is_resumed = response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
         if not is_resumed: have = 0
+        first = _first_bytes(response, have, size, magic)
         guard = _RateGuard(min_rate, stall)
         bar = progress(desc=part.stem, total=size, initial=have, unit='B', unit_scale=True)
         with open(part, 'ab' if is_resumed else 'wb') as f, bar:
-            while chunk := response.read1(1 << 16):
+            for chunk in chain([first], iter(partial(response.read1, 1 << 16), b'')):
                 have += len(chunk)
                 if have > size: raise OSError(f'sends more than the {size:,} bytes of the file')
                 f.write(chunk)
@@ -111,17 +148,36 @@ def _try_host(
     url:str,
     part:Path,  # As for `fetch_part`
     size:int,
-    **limits,  # `min_rate`, `stall`
+    **options,  # `min_rate`, `stall`, `magic`
 )->tuple[str, bool]:  # What went wrong, '' if nothing; and whether trying again is useless
-    "One attempt, with its errors as text."
-    try: fetch_part(url, part, size, **limits)
+    "One attempt, with its errors as text. Raises `OSError` when `part` cannot be written."
+    try: fetch_part(url, part, size, **options)
     except HTTPError as e:
         if e.code == 416: part.unlink(missing_ok=True)
         is_final = e.code < 500 and e.code not in (408, 416, 429)
         return f'HTTP {e.code} {e.reason}', is_final
-    except (OSError, HTTPException, ValueError) as e:
-        return str(getattr(e, 'reason', e)) or type(e).__name__, False
+    except OSError as e:
+        # Only an error of the disk names a file, or says that there is no room
+        if e.filename is not None or e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        return str(e) or type(e).__name__, isinstance(e, _NoAnswer)
+    except (HTTPException, ValueError) as e: return str(e) or type(e).__name__, False
     return '', False
+
+def _try_twice(
+    url:str,
+    part:Path,  # As for `fetch_part`
+    md5:str,  # Of the whole file
+    size:int,
+    **options,  # `min_rate`, `stall`, `magic`
+)->tuple[str, bool]:  # As `_try_host`; '' when `part` is the file
+    "A whole file with a wrong checksum is fetched once more, from its first byte."
+    was_begun = part.exists()
+    for _ in range(2):
+        reason,is_final = _try_host(url, part, size, **options)
+        if not part.exists() or part.stat().st_size < size: return reason,is_final
+        if md5_of(part) == md5: return '',False
+        part.unlink()
+    return f'sent {size:,} bytes with the wrong MD5, also from the start', not was_begun
 
 # %% ../nbs/03_download.ipynb #08836c15
 def download(
@@ -132,6 +188,7 @@ def download(
     *,
     stall:float=20,  # Seconds without enough bytes before the next host is tried
     rates:tuple[float, ...]=(300_000, 1_000, 1_000),  # Slowest acceptable bytes per second, one per round
+    magic:bytes=b'',  # How the file begins
 )->Path:  # `path`, complete and checked
     "Download from the first host that delivers. Raises `DatasetUnavailable` that lists what each host did."
     if path.exists() and md5_of(path) == md5: return path
@@ -140,14 +197,11 @@ def download(
     for rate in rates:
         for url in urls:
             if url in hopeless: continue
-            was_begun = part.exists()
-            reason,is_final = _try_host(url, part, size, min_rate=rate, stall=stall)
-            if part.exists() and part.stat().st_size >= size:
-                if md5_of(part) == md5:
-                    os.replace(part, path)
-                    return path
-                part.unlink()
-                reason,is_final = f'sent {size:,} bytes with the wrong MD5', not was_begun
+            log.warning('%s: asking %s', path.name, urlsplit(url).netloc or url)
+            reason,is_final = _try_twice(url, part, md5, size, min_rate=rate, stall=stall, magic=magic)
+            if not reason:
+                os.replace(part, path)
+                return path
             reasons[url] = reason
             if is_final: hopeless.add(url)
     raise DatasetUnavailable('; '.join(f'{url}: {reason}' for url,reason in reasons.items()))
@@ -170,26 +224,64 @@ def on_disk(archive:Archive, root:Path)->bool:
     try: return bool(archive.dataset(root))
     except RuntimeError: return False
 
+def _what_is_wrong(archive:Archive, root:Path)->str:  # Such as ': data_batch_1 is missing'; '' without files
+    "What there is of the official files, and why it is not enough."
+    data = archive.dataset
+    file,folder = root/data.filename,root/data.base_folder
+    if file.exists():
+        return (f': the {file.name} there has another MD5, {md5_of(file)}, '
+                f'and {file.stat().st_size:,} of {archive.size:,} bytes')
+    if not folder.is_dir(): return ''
+    sums = dict([*data.train_list, *data.test_list, (data.meta['filename'], data.meta['md5'])])
+    missing = [name for name in sums if not (folder/name).is_file()]
+    if missing: return f': {", ".join(missing)} missing from {folder.name}'
+    damaged = [name for name,md5 in sums.items() if md5_of(folder/name) != md5]
+    return f': {", ".join(damaged)} in {folder.name} damaged'
+
+# %% ../nbs/03_download.ipynb #03023bb
+def _wait_for(lock:FileLock, file:str)->FileLock:  # The same, acquired
+    "Say so where another process holds the lock."
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        log.warning('%s: another process is downloading it; waiting', file)
+        lock.acquire()
+    return lock
+
+def _disk_error(name:str, archive:Archive, root:Path, error:OSError)->DatasetUnavailable:
+    "A folder or disk that cannot take the files; without room, the partial download is removed."
+    problem = f'{name} is not in {root}, and cannot be put there: {error.strerror} ({error.filename or root})'
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return DatasetUnavailable(f'{problem}. Change its permissions, or choose another folder (--data-dir)')
+    with suppress(OSError): (root/f'{archive.dataset.filename}.part').unlink()
+    return DatasetUnavailable(f'{problem}. It needs {2.2*archive.size/1e6:,.0f} MB while it is unpacked, and '
+                              f'{free_space(root)}: make room, or choose another folder (--data-dir)')
+
 def fetch_cifar(
     name:str,  # 'cifar10' or 'cifar100'
     root:Path,  # Folder for the official files
-    mirrors:Iterable[str]=(),  # Web folders to try before the official host
+    mirrors:Iterable[str]=(),  # Web folders to try first
 )->None:
     "Put the official files under `root`. Raises `DatasetUnavailable` that says what to do by hand."
     archive = ARCHIVES[name]
-    file,md5 = archive.dataset.filename, archive.dataset.tgz_md5
-    urls = [f'{mirror.rstrip("/")}/{file}' for mirror in mirrors]
-    urls += [archive.dataset.url, *archive.mirrors]
+    data = archive.dataset
+    file,md5,folder = data.filename,data.tgz_md5,data.base_folder
+    if root.resolve().name == folder and (root/data.meta['filename']).is_file():
+        raise DatasetUnavailable(f'{root} is {folder} itself: name the folder above it (--data-dir)')
+    urls = [*(f'{mirror.rstrip("/")}/{file}' for mirror in mirrors), *archive.mirrors, data.url]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root/f'.{file}.lock'):
+        with _wait_for(FileLock(root/f'.{file}.lock'), file):
             # Another process may have fetched it while we waited
             if on_disk(archive, root): return
-            path = download(urls, root/file, md5, archive.size)
-            unpack(path, archive.dataset.base_folder, root)
+            path = download(urls, root/file, md5, archive.size, magic=b'\x1f\x8b')
+            unpack(path, folder, root)
             path.unlink()
-    except (DatasetUnavailable, OSError) as e:
+    except OSError as e: raise _disk_error(name, archive, root, e) from e
+    except DatasetUnavailable as e:
+        hint = ''
+        if 'CERTIFICATE_VERIFY_FAILED' in str(e):
+            hint = ' (if a proxy signs with its own certificate, set SSL_CERT_FILE to a file that has it)'
         raise DatasetUnavailable(
-            f'{name} is not in {root} and could not be put there. '
+            f'{name} is not in {root}{_what_is_wrong(archive, root)}; it could not be downloaded. '
             f'Put {file} (MD5 {md5}) into that folder by hand, set CIFAR_NB_MIRRORS to a host that has it, '
-            f'or use the data set "synthetic". Tried: {e}') from e
+            f'or use the data set "synthetic". Tried: {e}{hint}') from e

@@ -7,7 +7,10 @@ __all__ = ['dataset_name', 'warn_of_copies', 'refuse_known', 'split_data', 'Outc
            'run_recipe', 'recipe_of', 'recipe_label']
 
 # %% ../nbs/81_experiment.ipynb #ca38d8b7
+import hashlib
+import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +21,15 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from .batches import BatchLoader
-from .core import ConfigError, DatasetError, ModelError, Settings, TrainingDiverged, log
+from cifar_nb.core import (
+    ConfigError,
+    DatasetError,
+    ModelError,
+    Settings,
+    TrainingDiverged,
+    free_space,
+    log,
+)
 from .datasets import count_trained, image_keys, split_by_hash, training_keys
 from .device import Amp, best_device, best_precision, library_versions, source_revision
 from .download import ARCHIVES
@@ -28,7 +39,7 @@ from .folders import Dataset, load_dataset
 from .images import Images, Stats
 from .layout import split_name
 from .modelfile import ModelCard, bundled_models, finite, save_model
-from .parts import build_parts
+from .parts import Parts, build_parts
 from .recipes import find_recipe, with_changes
 from .records import AnyRecipe, Start, recipe_from
 from .trust import calibrate
@@ -99,6 +110,7 @@ class Outcome:
     test:Report
     valid:Report|None = None  # None when no images were held out
     six_views:Report|None = None  # Test images with test-time augmentation, for a fast recipe
+    kept_epoch:int|None = None  # The pass whose weights were kept
 
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
     choices = recipe.model_dump(mode='json')
@@ -128,8 +140,9 @@ def make_card(
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
-        input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs, seed=recipe.seed,
-        trained_on=trained_on, validation_accuracy=valid.accuracy if valid else None,
+        input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
+        kept_epoch=outcome.kept_epoch, seed=recipe.seed, trained_on=trained_on,
+        validation_accuracy=valid.accuracy if valid else None,
         test_accuracy=test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
         temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
         revision=revision)
@@ -154,6 +167,9 @@ def _settle_precision(recipe:AnyRecipe, device:str, checkpoint:Path)->AnyRecipe:
     "Replace auto by the precision of the run that is resumed, or by the best one of the device."
     if recipe.precision != 'auto': return recipe
     saved = Checkpointer(checkpoint).read()['config'].get('precision') if checkpoint.exists() else None
+    if saved == 'fp16' and not device.startswith('cuda'):
+        raise ConfigError(f'{checkpoint} is of a run with fp16, which needs a CUDA GPU, and the device is '
+                          f'{device}: resume it on a GPU, or start over with --fresh')
     return with_changes(recipe, {'precision': saved or best_precision(device)})
 
 def measure(
@@ -176,6 +192,14 @@ def _dotted(choices:dict)->dict: # One row per choice
         rows |= {f'{name}.{key}': v for key,v in value.items()} if section else {name: value}
     return rows
 
+def _digest(*parts:Images|None)->str: # 16 hexadecimal digits
+    "Changes when an image or a label changes, or their order."
+    digest = hashlib.sha256()
+    for images in parts:
+        if images is None: continue
+        for values in (image_keys(images), images.labels.cpu()): digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
 def _finish(model:nn.Module, half:bool)->nn.Module: # As it is saved and tested
     if not finite(model.state_dict()):
         raise TrainingDiverged('the last step left weights that are NaN or infinite: use a smaller learning '
@@ -188,6 +212,50 @@ def _finish(model:nn.Module, half:bool)->nn.Module: # As it is saved and tested
 def _trained_keys(train:Images, start:Start)->Tensor|None: # None when those of the start are not known
     if start.trained_keys is None: return None if start.dataset else image_keys(train).unique()
     return torch.cat([image_keys(train), start.trained_keys]).unique()
+
+# %% ../nbs/81_experiment.ipynb #81041bb
+def _train(
+    parts:Parts,
+    epochs:int, # At most
+    **options, # For `Parts.train`
+)->tuple[int, int, TrainingDiverged|None]: # Passes made, the one that is kept, and what ended them too early
+    "Train. Raises `TrainingDiverged` when there is no best epoch to keep."
+    best = parts.stopper
+    try: n = len(parts.train(epochs, **options))
+    except TrainingDiverged as e:
+        if best is None or not best.epoch: raise
+        return best.epoch+best.since,best.epoch,e
+    return n,(best.epoch if best else 0) or n,None
+
+# %% ../nbs/81_experiment.ipynb #81043bb
+_ADVICE = 'nothing was saved; use a smaller learning rate, and start over with --fresh'
+
+def _refuse_dead(report:Report)->None:
+    "Raises `TrainingDiverged` when the scores say nothing; warns when they are no better than guessing."
+    logits = report.logits
+    if not logits.isfinite().all():
+        raise TrainingDiverged(f'the trained model gives scores that are NaN or infinite: {_ADVICE}')
+    if (logits - logits[0]).abs().max() <= 1e-5*logits.abs().max():
+        raise TrainingDiverged(f'the trained model gives every image the same scores: {_ADVICE}')
+    share,label = report.labels.bincount().max(0)
+    most = share.item()/len(report)
+    if report.accuracy > most: return
+    note = (f'no better than guessing: {report.accuracy:.2%} of the test images are recognized, and always '
+            f'saying {report.classes[label]!r} would be right for {most:.2%}')
+    if report.loss > 10*math.log(len(report.classes)): raise TrainingDiverged(f'{note}; {_ADVICE}')
+    log.warning('%s', note)
+
+# %% ../nbs/81_experiment.ipynb #81046bb
+def _save(model:nn.Module, card:ModelCard, out:Path, **options)->None: # Options of `save_model`
+    "Write the model file. Raises `ConfigError` where that is not possible, and says where the model is."
+    try: save_model(model, card, out, **options)
+    except OSError as e:
+        problem = f'{out} cannot be written: {e.strerror or e}; {free_space(out.parent)}'
+        try: kept = save_model(model, card, Path(tempfile.mkdtemp(prefix='cifar_nb-'))/out.name, **options)
+        except OSError:
+            raise ConfigError(f'{problem}: make room, and give the same command again; the checkpoint stays, '
+                              'so nothing is trained twice') from e
+        raise ConfigError(f'{problem}. The model is in {kept} instead') from e
 
 # %% ../nbs/81_experiment.ipynb #7c2cc696
 def run_recipe(
@@ -203,7 +271,8 @@ def run_recipe(
     """Train, test once, save.
 
     Raises a `CifarNbError` that says what to do: `ConfigError` or `DatasetError` for what cannot be trained,
-    `ModelError` for a start or a checkpoint that cannot be used, `TrainingDiverged`."""
+    `ModelError` for a start or a checkpoint that cannot be used, `TrainingDiverged`, which may come after the
+    best epoch was saved."""
     with _only_here(out):
         if fresh: checkpoint_path(out).unlink(missing_ok=True)
         return _run(recipe, out, settings, half=half, on_data=on_data, on_epoch=on_epoch)
@@ -223,12 +292,16 @@ def _run(recipe, out, settings, *, half, on_data, on_epoch):
     parts = build_parts(recipe, train, stats, device=device, weights=start.weights)
     choices = _dotted(recipe.model_dump(mode='json'))
     choices |= dict(classes=list(train.classes), images=len(train))
+    choices['digest of the images'] = _digest(train, valid)
     checkpoint = Checkpointer(checkpoint_path(out), choices)
     def report(model, images, amp=None): return measure(model, images, stats, device=device, amp=amp)
     validate = (lambda model: report(model, valid, parts.amp)) if valid else None
-    history = parts.train(recipe.epochs, validate=validate, checkpoint=checkpoint, on_epoch=on_epoch)
+    epochs,kept,diverged = _train(
+        parts, recipe.epochs, validate=validate, checkpoint=checkpoint, on_epoch=on_epoch)
     model = _finish(parts.model, half)
-    outcome = Outcome(len(history), report(model, data.test), report(model, valid) if valid else None)
+    outcome = Outcome(epochs, report(model, data.test), report(model, valid) if valid else None)
+    outcome.kept_epoch = kept
+    _refuse_dead(outcome.test)
     if parts.six_views:
         margin = choose_margin(outcome.valid) if valid else None
         outcome.six_views = report(SixViews(model, margin), data.test)
@@ -236,8 +309,11 @@ def _run(recipe, out, settings, *, half, on_data, on_epoch):
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
     trained_on = None if keys is None else dict(rule, images=len(keys))
     card = make_card(recipe, train, stats, outcome, trained_on=trained_on, revision=revision)
-    save_model(model, card, out, half=half, trained_keys=keys)
+    _save(model, card, out, half=half, trained_keys=keys)
     checkpoint.clear()
+    if diverged:
+        raise TrainingDiverged(f'{diverged}. The best epoch so far, {kept}, is saved as {out}: '
+                               f'test accuracy {outcome.test.accuracy:.2%}') from diverged
     return card,outcome.test
 
 # %% ../nbs/81_experiment.ipynb #a25ae805

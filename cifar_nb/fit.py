@@ -8,7 +8,8 @@ __all__ = ['BestEpoch', 'History', 'Checkpointer', 'make_ema', 'ema_watcher', 'f
 # %% ../nbs/33_fit.ipynb #4f15bcb5
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .core import ConfigError, ModelError, TrainingDiverged, atomic_path, progress
+from .core import ConfigError, ModelError, TrainingDiverged, atomic_path, free_space, log, progress
 from .device import Amp, random_state, set_random_state
 from .draw import plot_history
 from .loop import noop, train_epoch
@@ -30,6 +31,7 @@ class BestEpoch:
     monitor:str='accuracy'  # 'accuracy' (higher is better) or 'loss' (lower), of the validation report
     patience:int|None=None  # Epochs without improvement that are accepted; None never stops
     best:float|None=field(default=None, init=False)  # Value of the best epoch
+    epoch:int=field(default=0, init=False)  # Number of that epoch, from 1; 0 before the first
     since:int=field(default=0, init=False)  # Epochs since then
     weights:dict=field(default_factory=dict, init=False, repr=False)  # Of the best epoch
 
@@ -50,6 +52,7 @@ class BestEpoch:
         value = getattr(report, self.monitor)
         if self.best is None or self._score(value) > self._score(self.best):
             self.best = value
+            self.epoch += self.since+1
             self.since = 0
             self.weights = {k: v.detach().clone() for k,v in model.state_dict().items()}
         else: self.since += 1
@@ -59,7 +62,9 @@ class BestEpoch:
         if math.isnan(value): return -math.inf
         return value if self.monitor == 'accuracy' else -value
 
-    def state_dict(self)->dict: return dict(best=self.best, since=self.since, weights=self.weights)
+    def state_dict(self)->dict:
+        return dict(best=self.best, epoch=self.epoch, since=self.since, weights=self.weights)
+
     def load_state_dict(self, state:dict)->None: vars(self).update(state)
 
 # %% ../nbs/33_fit.ipynb #279a0451
@@ -95,19 +100,24 @@ class Checkpointer:
         self.config = config or {}
 
     def save(self, **parts)->None:
-        "Write the state of all parts. A crash leaves the previous file as it was."
+        "Write the state of all parts, or log why not. A crash or a full disk leaves the previous file."
         states = {name: part.state_dict() for name,part in parts.items()}
-        with atomic_path(self.path) as path:
-            torch.save(dict(config=self.config, random=random_state(), **states), path)
+        states |= dict(config=self.config, random=random_state())
+        try:
+            with atomic_path(self.path) as path: torch.save(states, path)
+        except (OSError, RuntimeError) as e:  # PyTorch makes the second out of the first
+            reason = getattr(e, 'strerror', None) or 'the disk may be full'
+            log.warning('%s cannot be written: %s; %s. The training goes on without a new checkpoint.',
+                        self.path, reason, free_space(self.path.parent))
 
     def read(self)->dict: # `config`, `random`, and a state for each part
         "The contents of the file. Raises `ModelError` when it cannot be read."
         try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
         except Exception as e:
             error = type(e).__name__
-            raise ModelError(f'{self.path} cannot be read ({error}): delete it to start over') from e
+            raise ModelError(f'{self.path} cannot be read ({error}): start over with --fresh') from e
         if not isinstance(saved, dict) or not {'config', 'random'} <= saved.keys():
-            raise ModelError(f'{self.path} is not a checkpoint of ours: delete it to start over')
+            raise ModelError(f'{self.path} is not a checkpoint of ours: start over with --fresh')
         return saved
 
     def load(self, **parts)->bool: # Whether there was something to resume
@@ -120,7 +130,7 @@ class Checkpointer:
             set_random_state(saved['random'])
         except (KeyError, ValueError, RuntimeError, TypeError) as e:
             reason = ' '.join(str(e).split())[:120]
-            raise ModelError(f'{self.path} does not fit this run ({reason}): delete it to start over') from e
+            raise ModelError(f'{self.path} does not fit this run ({reason}): start over with --fresh') from e
         return True
 
     def _check_config(self, saved:dict)->None:
@@ -130,7 +140,7 @@ class Checkpointer:
             for k in {**saved, **self.config} if saved.get(k) != self.config.get(k)]
         if not changes: return
         listed = '; '.join(changes)
-        raise ConfigError(f'{self.path} belongs to another run ({listed}): delete it to start over')
+        raise ConfigError(f'{self.path} belongs to another run ({listed}): start over with --fresh')
 
     def clear(self)->None: self.path.unlink(missing_ok=True)
 
@@ -156,20 +166,39 @@ def ema_watcher(
     return follow
 
 # %% ../nbs/33_fit.ipynb #0d36963d
+_ONE_IMAGE = 'Expected more than 1 value per channel'  # How PyTorch's batch norm begins its error
+
 def _train_row(net:nn.Module, batches:Iterable, opt:Optimizer, name:str, **step)->dict:
-    "One pass over the batches, as columns of a row. Raises `TrainingDiverged` that names the epoch."
+    """One pass over the batches, as columns of a row. Raises `TrainingDiverged` that names the epoch, and
+    `ConfigError` for a batch that is too small for batch norm."""
     row = dict(size=batches.size) if hasattr(batches, 'size') else {}
     bar = progress(batches, desc=name)
     try: loss = train_epoch(net, bar, opt, **step)
     except TrainingDiverged as e: raise TrainingDiverged(f'{name.partition("/")[0]}, {e}') from e
+    except ValueError as e:
+        if not str(e).startswith(_ONE_IMAGE): raise
+        raise ConfigError('batch norm cannot learn from a batch of one small image: leave out a last batch '
+                          'that is not full (drop_last=True), or choose another batch size') from e
     return dict(row, train_loss=loss)
 
-def _validated_row(validate:Callable|None, model:nn.Module, stopper:BestEpoch)->dict:
-    "The validation as columns of a row, shown to the stopper; nothing without `validate`."
+def _validated_row(validate:Callable|None, model:nn.Module, stopper:BestEpoch, name:str)->dict:
+    """The validation as columns of a row, shown to the stopper; nothing without `validate`.
+    Raises `TrainingDiverged` for a loss that is not finite."""
     if not validate: return {}
     report = validate(model)
+    if not math.isfinite(report.loss):
+        raise TrainingDiverged(f'{name.partition("/")[0]}: the validation loss is {report.loss}; '
+                               'try a smaller learning rate, or clip the gradients')
     stopper.update(report, model)
     return dict(valid_loss=report.loss, valid_accuracy=report.accuracy)
+
+@contextmanager
+def _best_after_divergence(model:nn.Module, stopper:BestEpoch)->Iterator[None]:
+    "When the training inside diverges, the model gets the weights of its best epoch, if there is one."
+    try: yield
+    except TrainingDiverged:
+        if stopper.weights: model.load_state_dict(stopper.weights)
+        raise
 
 # %% ../nbs/33_fit.ipynb #a4ad37a8
 def fit(  # noqa: PLR0913
@@ -187,7 +216,9 @@ def fit(  # noqa: PLR0913
     on_epoch:Callable=lambda history: None, # Called with the history after each epoch
     **step, # Keyword arguments of `train_epoch`
 )->History:
-    "Train, validate, remember the best, save. Raises `TrainingDiverged` with epoch, step and learning rate."
+    """Train, validate, remember the best, save.
+
+    Raises `TrainingDiverged` with epoch, step and learning rate; `model` then has its best weights so far."""
     if epochs < 1: raise ConfigError(f'{epochs} epochs train nothing: use 1 or more')
     step['amp'] = step.get('amp') or Amp(step.get('device', 'cpu'))
     stopper = stopper or BestEpoch()
@@ -203,12 +234,14 @@ def fit(  # noqa: PLR0913
     if checkpoint: checkpoint.load(**parts)
     while len(history) < epochs and not stopper.done:
         epoch = len(history)
+        name = f'epoch {epoch+1}/{epochs}'
         start = time.perf_counter()
         lr = opt.param_groups[0]['lr']
         batches = loader(epoch)
         net = learner(epoch) if learner else model
-        row = _train_row(net, batches, opt, f'epoch {epoch+1}/{epochs}', **step)
-        row |= _validated_row(validate, evaluated, stopper)
+        with _best_after_divergence(model, stopper):
+            row = _train_row(net, batches, opt, name, **step)
+            row |= _validated_row(validate, evaluated, stopper, name)
         history.add(epoch=epoch+1, **row, lr=lr, seconds=time.perf_counter()-start)
         if checkpoint: checkpoint.save(**parts)
         on_epoch(history)

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from torchvision.datasets import CIFAR10
 
 from cifar_nb.core import DatasetUnavailable, Settings
 from cifar_nb.datasets import load_cifar
-from cifar_nb.download import ARCHIVES, Archive, download, md5_of, unpack
+from cifar_nb.download import ARCHIVES, Archive, download, fetch_cifar, md5_of, unpack
 
 random.seed(0)
 CONTENT = random.randbytes(400_000)
+PAGE = b"<!DOCTYPE html><html><title>Sign in to the network</title></html>" * 40
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
@@ -39,7 +41,10 @@ class BadHost(BaseHTTPRequestHandler):
         start = int(asked[6:-1]) if asked and how != "norange" else 0
         if how == "missing": return self.send_error(404)
         if how == "broken": return self.send_error(500)
-        if how == "once" and sum(h == "once" for h, _ in self.server.log) > 1: how = "good"
+        if how.startswith("page"): return self.send_page(how)
+        n_asked = sum(h == how for h, _ in self.server.log)
+        if how == "once" and n_asked > 1: how = "good"
+        if how == "wrongonce": how = "wrong" if n_asked == 1 else "good"
         if start >= len(content): return self.send_error(416)
         self.send_response(206 if start else 200)
         if start: self.send_header("Content-Range", f"bytes {start}-{len(content)-1}/{len(content)}")
@@ -47,10 +52,20 @@ class BadHost(BaseHTTPRequestHandler):
         if how == "wrong": body = body[:-1] + bytes([body[-1] ^ 1])
         if how == "endless": body = body * 5
         sent = body[:len(body) // 2] if how in ("drop", "once", "truncate") else body
-        # "truncate" even lies about the length
-        self.send_header("Content-Length", str(len(sent) if how == "truncate" else len(body)))
+        # "truncate" even lies about the length, and "endless" does not tell it
+        length = str(len(sent) if how == "truncate" else len(body))
+        if how != "endless": self.send_header("Content-Length", length)
         self.end_headers()
         with suppress(BrokenPipeError, ConnectionResetError): self.send_body(how, sent)
+        self.close_connection = True
+
+    def send_page(self, how):
+        "A web page with the status 200; without its length, and then even under another type."
+        self.send_response(200)
+        if how == "page": self.send_header("Content-Length", str(len(PAGE)))
+        self.send_header("Content-Type", "text/plain" if how == "pagetyped" else "text/html")
+        self.end_headers()
+        self.wfile.write(PAGE)
         self.close_connection = True
 
     def send_body(self, how, sent):
@@ -105,7 +120,7 @@ def test_ends_in_the_right_file(host, tmp_path, how):
 
 @pytest.mark.parametrize("how, said", [
     ("missing", "HTTP 404"), ("broken", "HTTP 500"), ("stall", "timed out"), ("trickle", "kB/s"),
-    ("truncate", "stopped after"), ("wrong", "wrong MD5"), ("endless", "more than the")])
+    ("truncate", "offers 200,000 bytes"), ("wrong", "wrong MD5"), ("endless", "more than the")])
 def test_never_half_a_file_under_the_final_name(host, tmp_path, how, said):
     with pytest.raises(DatasetUnavailable, match=said): get(host, tmp_path, how)
     assert not (tmp_path / "file").exists()
@@ -226,3 +241,114 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path, monkeypatch):
         unpack(tmp_path / "data" / "bad.tar.gz", "folder", tmp_path / "data")
     assert not (tmp_path / "escaped").exists()
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["bad.tar.gz"]
+
+
+@pytest.mark.parametrize("how", [
+    "page good", "pagenolength good", "pagetyped good", "page pagenolength norange", "pagenolength drop good"])
+def test_a_web_page_with_status_200_does_no_harm(host, tmp_path, how):
+    assert get(host, tmp_path, *how.split()).read_bytes() == CONTENT
+    if how in ("page good", "pagenolength good"): assert host[0].log[1:] == [("good", None)]
+
+
+def test_a_page_does_not_replace_what_was_begun(host, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    get(host, tmp_path, "page", "good")
+    assert host[0].log == [("page", "bytes=1000-"), ("good", "bytes=1000-")]
+
+
+@pytest.mark.parametrize("begun", [b"", b"<html>garbage", b"x" * len(CONTENT)])
+def test_a_wrong_checksum_is_tried_once_more_from_zero(host, tmp_path, begun):
+    if begun: (tmp_path / "file.part").write_bytes(begun)
+    assert get(host, tmp_path, "wrongonce").read_bytes() == CONTENT
+    assert host[0].log[-1] == ("wrongonce", None)
+
+
+def test_wrong_twice_is_not_asked_again(host, tmp_path):
+    with pytest.raises(DatasetUnavailable, match="wrong MD5"): get(host, tmp_path, "wrong")
+    assert host[0].log == [("wrong", None)] * 2
+
+
+def test_a_silent_network_is_named_and_asked_once(tmp_path, monkeypatch, caplog):
+    tried = []
+
+    def silent(request, timeout):
+        tried.append(request.full_url)
+        raise TimeoutError("timed out")
+    monkeypatch.setattr("cifar_nb.download.urlopen", silent)
+    urls = ["http://one.example/file", "http://two.example/file"]
+    with pytest.raises(DatasetUnavailable, match="timed out"): download(urls, tmp_path / "file", MD5, 9)
+    assert tried == urls
+    assert [host in caplog.text for host in ("one.example", "two.example")] == [True, True]
+
+
+def test_mirrors_come_before_the_slow_official_host(tmp_path, monkeypatch):
+    seen = []
+
+    def note(urls, *args, **options):
+        seen.extend(urls)
+        raise DatasetUnavailable("none")
+    monkeypatch.setattr("cifar_nb.download.download", note)
+    with pytest.raises(DatasetUnavailable): fetch_cifar("cifar10", tmp_path, ["http://mine.example/data"])
+    assert seen[0] == "http://mine.example/data/cifar-10-python.tar.gz"
+    assert "toronto" in seen[-1] and len(seen) == 2 + len(ARCHIVES["cifar10"].mirrors)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_a_folder_that_may_not_be_written_is_the_fault(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+
+    def denied(*args, **options): raise PermissionError(13, "Permission denied", str(tmp_path / "x.lock"))
+    monkeypatch.setattr("cifar_nb.download.FileLock.acquire", denied)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    with pytest.raises(DatasetUnavailable, match=r"Permission denied \(.*x.lock\).*another folder") as error:
+        load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
+    assert "by hand" not in str(error.value)
+
+
+def test_a_full_disk_is_the_fault_and_the_part_goes(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+
+    def full(*args, **options): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("cifar_nb.download.fetch_part", full)
+    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(archive[:100])
+    with pytest.raises(DatasetUnavailable, match="No space left on device.* MB are free") as error:
+        load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
+    assert "by hand" not in str(error.value)
+    assert not (tmp_path / "cifar-10-python.tar.gz.part").exists()
+
+
+def test_what_lies_there_is_named(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+
+    def said(root=tmp_path):
+        with pytest.raises(DatasetUnavailable) as error: load_cifar("cifar10", "train", Settings(data_dir=root))
+        return str(error.value)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive[:-9])
+    assert "has another MD5" in said() and f"{len(archive) - 9:,} of {len(archive):,} bytes" in said()
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
+    folder = tmp_path / "cifar-10-batches-py"
+    assert "is cifar-10-batches-py itself: name the folder above it" in said(folder)
+    (folder / "test_batch").write_bytes(b"damaged")
+    assert "test_batch in cifar-10-batches-py damaged" in said()
+    (folder / "data_batch_1").unlink()
+    assert "data_batch_1 missing from cifar-10-batches-py" in said()
+
+
+def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+    with bad_host(archive) as (_, url), ThreadPoolExecutor(2) as pool:
+        settings = Settings(data_dir=tmp_path / "data", mirrors=[f"{url}/slow"])
+        list(pool.map(lambda _: load_cifar("cifar10", "train", settings), range(2)))
+    assert caplog.text.count("another process is downloading it; waiting") == 1
+
+
+def test_a_certificate_of_ones_own_is_a_hint(tmp_path, monkeypatch):
+    def untrusted(*args, **options):
+        raise URLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+    monkeypatch.setattr("cifar_nb.download.urlopen", untrusted)
+    with pytest.raises(DatasetUnavailable, match="SSL_CERT_FILE"): fetch_cifar("cifar10", tmp_path)
