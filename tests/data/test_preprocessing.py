@@ -246,3 +246,12 @@ def test_an_upright_rgb_image_is_neither_copied_nor_changed():
     assert to_rgb(upright(image)) is image
     image_pixels(image, SIZE)
     assert image.tobytes() == before and image.size == (64, 48)
+
+
+def test_heic_needs_a_package_of_its_own():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    data = file_of(Image.fromarray(noisy(64, 48)), "HEIF", quality=95)
+    assert (image_pixels(data, SIZE) - image_pixels(decoded(data), SIZE).int()).abs().max() <= 2
+    with served(create_app(ServiceSettings(formats=["PNG", "HEIF"]), Predictor.load("cifar10"))) as address:
+        assert httpx.post(f"{address}/predict", files={"file": data}, timeout=60).status_code == 200

@@ -95,6 +95,16 @@ def test_images_that_are_too_large_together_are_several_requests(browser):
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("formats, said, accepted", [
+    (["PNG", "WEBP"], "PNG or WebP", "image/png,image/webp"),
+    (["PNG", "AVIF", "JPEG2000"], "PNG, AVIF or JPEG 2000", "image/png,image/avif,.jp2,.j2k")])
+def test_the_page_says_which_formats_are_accepted(browser, *, formats, said, accepted):
+    app = create_app(settings(formats=formats), Predictor.load("cifar10"))
+    with served(app) as url, visit(browser, url) as tab:
+        expect(tab.locator("#formats")).to_have_text(said)
+        assert tab.locator("#file").get_attribute("accept") == accepted
+
+
 def test_the_newest_images_win(tab):
     held, given_up = [], []
     tab.on("requestfailed", lambda request: given_up.append(request.url))
