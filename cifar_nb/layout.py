@@ -214,7 +214,10 @@ def find_parts(
     "Which folder is which part. Raises `DatasetError` that says what to write where that is not certain."
     if parts := named_parts(name): return parts
     root = Path(os.path.expanduser(name))
-    folders = [folder for folder in class_folders(root) if _holds_files(folder)]
+    inside = class_folders(root)
+    folders = [folder for folder in inside if _holds_files(folder)]
+    for folder in inside:
+        if folder.name.lower() in SPLIT_NAMES and folder not in folders: log.warning('%s is empty', folder)
     if known := _known_parts(folders): return {role: [folder] for role,folder in known.items()}
     if look_like_parts(folders): raise DatasetError(_ask(root, folders))
     return dict(classes=[root])

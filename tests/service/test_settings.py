@@ -26,7 +26,7 @@ from cifar_nb.serve import create_app, open_port, served
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}
-ABOUT_DATA = {"data_dir", "mirrors"}  # which no service reads
+ABOUT_DATA = {"data_dir", "mirrors", "skip_broken"}  # which no service reads
 
 
 @pytest.fixture(scope="module")
