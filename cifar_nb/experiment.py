@@ -9,7 +9,6 @@ __all__ = ['dataset_name', 'warn_of_copies', 'refuse_known', 'split_data', 'Outc
 # %% ../nbs/81_experiment.ipynb #ca38d8b7
 import hashlib
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from .evaluate import Report, SixViews, choose_margin, evaluate
 from .fit import Checkpointer
 from .folders import Dataset, load_dataset
 from .images import Images, Stats
-from .layout import split_name
+from .layout import without_places
 from .modelfile import ModelCard, bundled_models, finite, save_model
 from .parts import Parts, build_parts
 from .recipes import find_recipe, with_changes
@@ -51,9 +50,8 @@ def dataset_name(
     "What a card calls it: without the folder's place, and never like one of our own data sets."
     builtin = (*ARCHIVES, 'synthetic')
     if data in builtin: return data
-    def last(folder): return Path(os.path.expanduser(folder)).resolve().name
-    if parts := split_name(data): return ','.join(f'{word}={last(folder)}' for word,folder in parts)
-    return f'./{last(data)}' if last(data) in builtin else last(data)
+    name = without_places(data)
+    return f'./{name}' if name in builtin else name
 
 def warn_of_copies(
     data:str, # A name for `load_dataset`

@@ -26,6 +26,7 @@ from .imagefile import UnsupportedImage, check_format
 from .images import Images, Stats, channel_stats, synthetic
 from cifar_nb.layout import (
     DEBRIS,
+    SPLIT_NAMES,
     THUMBNAILS,
     LeftOut,
     class_folders,
@@ -169,6 +170,8 @@ def _explain_few(root:Path, left_out:LeftOut)->str:
     if images: text = f'{root} has {len(images):,} images that are in no class folder; {need}'
     if images and tables: text += f'; we do not read {tables[0]}: sort the images by it first'
     elif images and len(kinds) > 1: text += f'; sort them by their names ({", ".join(kinds[:4])})'
+    elif images and root.name.lower() in SPLIT_NAMES:
+        text += f'; if {root.name} is a class, use {train_command(f"classes={root.parent}")}'
     elif images and not folders: text += f'; if {root.name} is one of the classes, name the folder above it'
     if len(deeper) == 1: text += f'; {deeper[0]} has several folders: is that the one?'
     return text + ''.join(f'; {path.name} has no image' for path in empty[:3])

@@ -10,6 +10,7 @@ __all__ = ['MAX_PIXELS', 'MAX_DECODED', 'TooManyPixels', 'upright', 'to_rgb', 's
 import io
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -227,6 +228,7 @@ _SRGB = ('sRGB IEC61966', 'sRGB built-in')
 
 def _same(image:Image.Image)->Image.Image: return image
 
+@lru_cache(maxsize=8)  # photos of one camera have the same profile
 def _profile_converter(data:bytes, mode:str)->tuple[str, Callable[[Image.Image], Image.Image]]:
     "What a profile asks for. Raises any exception for a profile that is not sound, or not for this mode."
     if len(data) > _MAX_PROFILE: raise ValueError('a profile of this size is not one')

@@ -239,6 +239,13 @@ def test_debris_next_to_the_parts_is_named(tmp_path, write, caplog):
     assert [line for line in caplog.messages if "left out" in line and "__MACOSX" in line]
 
 
+def test_an_empty_test_folder_is_named(tmp_path, write, caplog):
+    build(tmp_path, write, inside("train"))
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    data = load_dataset(str(tmp_path), 8)
+    assert len(data.train) + len(data.test) == 12 and f"{tmp_path / 'test'} is empty" in caplog.messages
+
+
 @pytest.mark.parametrize("name", ["backup", "old", "copy", "duplicates", "rejected"])
 def test_other_subfolders_belong_to_their_class(tmp_path, write, name):
     build(tmp_path, write, [*BOTH, f"cat/{name}"])
@@ -318,6 +325,7 @@ def test_copies_are_on_one_side_of_every_split(tmp_path, write):
      "6 images that are in no class folder.*we do not read labels.csv"),
     (lambda p, write: [write(p / f"{kind}.{i}.jpg") for kind in BOTH for i in range(3)],
      r"6 images that are in no class folder.*by their names \(cat, dog\)"),
+    (lambda p, write: build(p, write, ["train", "test"]), "if train is a class, use `cifar-nb .* classes="),
     (lambda p, write: build(p, write, [""]), "is one of the classes, name the folder above it"),
     (lambda p, write: build(p, write, inside("PetImages")), "PetImages has several folders: is that"),
     (lambda p, write: write(p / "cifar-10-batches-py" / "1.png"), "files of CIFAR: use --data cifar10"),
