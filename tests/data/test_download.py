@@ -39,8 +39,8 @@ class BadHost(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         self.server.log.append((how, asked))
         start = int(asked[6:-1]) if asked and how != "norange" else 0
-        if how == "missing": return self.send_error(404)
-        if how == "broken": return self.send_error(500)
+        errors = dict(missing=404, broken=500)
+        if how in errors: return self.send_error(errors[how])
         if how.startswith("page"): return self.send_page(how)
         n_asked = sum(h == how for h, _ in self.server.log)
         if how == "once" and n_asked > 1: how = "good"
@@ -244,7 +244,8 @@ def test_an_archive_that_climbs_out_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [
-    "page good", "pagenolength good", "pagetyped good", "page pagenolength norange", "pagenolength drop good"])
+    "page good", "pagenolength good", "pagetyped good", "page pagenolength norange",
+    "pagenolength drop good"])
 def test_a_web_page_with_status_200_does_no_harm(host, tmp_path, how):
     assert get(host, tmp_path, *how.split()).read_bytes() == CONTENT
     if how in ("page good", "pagenolength good"): assert host[0].log[1:] == [("good", None)]
@@ -324,7 +325,8 @@ def test_what_lies_there_is_named(tmp_path, monkeypatch):
     official_is(Tiny, len(archive), monkeypatch)
 
     def said(root=tmp_path):
-        with pytest.raises(DatasetUnavailable) as error: load_cifar("cifar10", "train", Settings(data_dir=root))
+        settings = Settings(data_dir=root)
+        with pytest.raises(DatasetUnavailable) as error: load_cifar("cifar10", "train", settings)
         return str(error.value)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive[:-9])
     assert "has another MD5" in said() and f"{len(archive) - 9:,} of {len(archive):,} bytes" in said()

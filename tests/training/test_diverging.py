@@ -1,5 +1,4 @@
 "A run that goes wrong keeps what is good of it, and says so."
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +17,29 @@ from cifar_nb.recipes import find_recipe
 
 CLI = Path(sys.executable).with_name("cifar-nb")
 CPU = Settings(device="cpu")
-QUICK = dict(data="synthetic", batch_size=200, held_out=.5, precision="float32", epochs=4)
+QUICK = dict(batch_size=16, held_out=.3, precision="float32", epochs=4)
 SMALL = dict(architecture="speed_net", model=dict(widths=(8, 8)))
 
 
-def train(out, name="simple", **changes):
-    small = SMALL if name == "simple" else {}
-    return run_recipe(find_recipe(name, **{**QUICK, **small, **changes}), out, CPU)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "leaves"
+    rng = np.random.default_rng(0)
+    for k, kind in enumerate(("birch", "oak")):
+        (root / kind).mkdir(parents=True)
+        for i in range(60):
+            noise = rng.integers(60 * k, 160 + 60 * k, (12, 14, 3), np.uint8)
+            Image.fromarray(noise).save(root / kind / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def train(folder):
+    "Runs a recipe on the folder."
+    def run(out, name="simple", **changes):
+        small = SMALL if name == "simple" else {}
+        return run_recipe(find_recipe(name, **{"data": str(folder), **QUICK, **small, **changes}), out, CPU)
+    return run
 
 
 @pytest.fixture
@@ -43,7 +58,7 @@ def fail_at(monkeypatch, epoch):
     monkeypatch.setattr(cifar_nb.fit, "train_epoch", train_epoch)
 
 
-def test_a_late_divergence_keeps_the_best_epoch(out, monkeypatch):
+def test_a_late_divergence_keeps_the_best_epoch(train, out, monkeypatch):
     calm, report = train(out.with_name("calm.safetensors"), epochs=2)
     fail_at(monkeypatch, 3)
     with pytest.raises(TrainingDiverged, match="epoch 3, step 1.*best epoch so far, . is saved as") as error:
@@ -54,20 +69,20 @@ def test_a_late_divergence_keeps_the_best_epoch(out, monkeypatch):
     assert not checkpoint_path(out).exists()  # so a smaller learning rate is not another run
 
 
-def test_an_early_divergence_saves_nothing(out, monkeypatch):
+def test_an_early_divergence_saves_nothing(train, out, monkeypatch):
     fail_at(monkeypatch, 1)
     with pytest.raises(TrainingDiverged, match="epoch 1, step 1"): train(out)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("changes", [dict(held_out=0), dict(name="speed94", widths=(8, 8, 8))])
-def test_without_a_choice_of_the_best_epoch_nothing_is_saved(out, monkeypatch, changes):
+def test_without_a_choice_of_the_best_epoch_nothing_is_saved(train, out, monkeypatch, changes):
     fail_at(monkeypatch, 3)
     with pytest.raises(TrainingDiverged, match="epoch 3"): train(out, **changes)
     assert not out.exists() and checkpoint_path(out).exists()
 
 
-def test_the_card_says_which_epoch_was_kept(out):
+def test_the_card_says_which_epoch_was_kept(train, out):
     card, _ = train(out, epochs=2)
     assert card.kept_epoch in (1, 2) and card.epochs == 2
     assert train(out, epochs=2, held_out=0)[0].kept_epoch == 2
@@ -76,39 +91,27 @@ def test_the_card_says_which_epoch_was_kept(out):
 @pytest.mark.parametrize("changes", [
     dict(optimizer__lr=100., epochs=2), dict(name="speed94", widths=(8, 8, 8), lr=100., head_lr=100.,
                                              bias_lr=100., epochs=2)])
-def test_a_dead_model_is_not_saved(out, changes):
+def test_a_dead_model_is_not_saved(train, out, changes):
     with pytest.raises(TrainingDiverged, match="--fresh|smaller learning rate"): train(out, **changes)
     assert not out.exists()
 
 
-def test_guessing_is_saved_with_a_warning(out, caplog):
+def test_guessing_is_saved_with_a_warning(train, out, caplog):
     train(out, optimizer__lr=1e-9, epochs=1)
     assert out.exists() and "no better than guessing" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "leaves"
-    rng = np.random.default_rng(0)
-    for k, kind in enumerate(("birch", "oak")):
-        (root / kind).mkdir(parents=True)
-        for i in range(60):
-            noise = rng.integers(60 * k, 160 + 60 * k, (12, 14, 3), np.uint8)
-            Image.fromarray(noise).save(root / kind / f"{i}.png")
-    return root
-
-
-def interrupted(out, monkeypatch, **changes):
+def interrupted(folder, out, **changes):
     "A run that was killed after its first epoch."
     def killed(history): raise KeyboardInterrupt
-    recipe = find_recipe("simple", **{**QUICK, **SMALL, **changes})
+    recipe = find_recipe("simple", **{"data": str(folder), **QUICK, **SMALL, **changes})
     with pytest.raises(KeyboardInterrupt): run_recipe(recipe, out, CPU, on_epoch=killed)
     assert checkpoint_path(out).exists()
     return recipe
 
 
-def test_changed_images_are_noticed_on_resume(folder, out, monkeypatch):
-    recipe = interrupted(out, monkeypatch, data=str(folder), batch_size=16)
+def test_changed_images_are_noticed_on_resume(folder, out):
+    recipe = interrupted(folder, out)
     rng = np.random.default_rng(1)
     changed = sorted((folder / "oak").glob("*.png"))[:10]
     before = [path.read_bytes() for path in changed]
@@ -120,17 +123,17 @@ def test_changed_images_are_noticed_on_resume(folder, out, monkeypatch):
     assert card.epochs == 4
 
 
-def test_every_advice_is_fresh(out, monkeypatch):
-    interrupted(out, monkeypatch)
+def test_every_advice_is_fresh(train, folder, out):
+    recipe = interrupted(folder, out)
     with pytest.raises(ConfigError, match="lr was .*start over with --fresh"): train(out, optimizer__lr=.5)
     checkpoint_path(out).write_bytes(b"damaged")
     with pytest.raises(Exception, match="start over with --fresh"): train(out)
-    card, _ = run_recipe(find_recipe("simple", **{**QUICK, **SMALL}), out, CPU, fresh=True)
+    card, _ = run_recipe(recipe, out, CPU, fresh=True)
     assert card.epochs == 4
 
 
-def test_fp16_on_a_cpu_is_one_clear_line(out, monkeypatch):
-    recipe = interrupted(out, monkeypatch)
+def test_fp16_on_a_cpu_is_one_clear_line(train, folder, out):
+    recipe = interrupted(folder, out)
     checkpoint = checkpoint_path(out)
     saved = torch.load(checkpoint, weights_only=True)
     saved["config"]["precision"] = "fp16"
@@ -141,18 +144,8 @@ def test_fp16_on_a_cpu_is_one_clear_line(out, monkeypatch):
 
 
 def test_the_command_says_what_it_kept(folder, out):
-    def command(*words):
-        flags = ["--data", folder, "--epochs", "6", "--batch-size", "16", "--precision", "float32"]
-        small = ["--set", "architecture=speed_net", "--set", "model.widths=[8,8]"]
-        done = subprocess.run([CLI, "train", *flags, *small, *words, "--out", out, "--device", "cpu"],
-                              capture_output=True, text=True)
-        assert "Traceback" not in done.stderr
-        return done
-    done = command()
+    flags = ["--data", folder, "--epochs", "2", "--batch-size", "16", "--precision", "float32"]
+    small = ["--set", "architecture=speed_net", "--set", "model.widths=[8,8]"]
+    done = subprocess.run([CLI, "train", *flags, *small, "--out", out, "--device", "cpu"],
+                          capture_output=True, text=True)
     assert done.returncode == 0 and "; weights of epoch " in done.stdout.splitlines()[-1]
-    done = command("--fresh", "--lr", "100", "--set", "optimizer.name=sgd", "--set", "schedule.name=one_cycle",
-                   "--set", "schedule.warmup=0.95")
-    assert done.returncode == TrainingDiverged.exit_code, done.stdout + done.stderr
-    lines = done.stderr.splitlines()
-    assert sum("cifar-nb: " in line for line in lines) == 1, done.stderr
-    assert math.isfinite(len(lines))
