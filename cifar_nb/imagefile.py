@@ -61,7 +61,7 @@ def _tiff_entries(data:bytes)->Iterator[_Entry]:
 
 def _is_raw(data:bytes)->bool: # Whether a TIFF is a camera's raw file
     first = takewhile(lambda entry: entry[0] == 0, islice(_tiff_entries(data), 1000))
-    return any(tag == 50706 or tag == 254 and value & 1 for _,tag,_,_,value in first)
+    return data[8:10] == b'CR' or any(tag == 50706 or tag == 254 and value & 1 for _,tag,_,_,value in first)
 
 # %% ../nbs/06_imagefile.ipynb #06fmt04
 _OTHERS = (  # What it is, what to do, and its first bytes; letters count in either case
