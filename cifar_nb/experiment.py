@@ -238,8 +238,8 @@ def _refuse_dead(report:Report)->None:
     share,label = report.labels.bincount().max(0)
     right,most = (report.predictions == report.labels).sum().item(),share.item()
     if right > most: return
-    note = (f'no better than guessing: {right:,} of the {len(report):,} test images are recognized, and always '
-            f'saying {report.classes[label]!r} would be right for {most:,}')
+    note = (f'no better than guessing: {right:,} of the {len(report):,} test images are recognized, and '
+            f'always saying {report.classes[label]!r} would be right for {most:,}')
     if report.loss > 10*math.log(len(report.classes)): raise TrainingDiverged(f'{note}; {_ADVICE}')
     log.warning('%s', note)
 
