@@ -16,8 +16,11 @@ from typing import Any
 def _on_stop(leave:Callable[[int], Any]):
     "Until the service listens itself, SIGINT and SIGTERM end the process without a failure."
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: leave(0))
-    # No model has been read yet that could be out of date
-    if hasattr(signal, 'SIGHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not hasattr(signal, 'SIGHUP'): return
+    # No model has been read yet that could be out of date. A worker imports this too, but it holds SIGHUP
+    # back until it can read its model, and to ignore the signal would drop it
+    if signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 # Above the other imports, which take time. An exception in the middle of an import might be caught
 if os.path.basename(sys.argv[0]) == 'cifar-nb' and sys.argv[1:2] == ['serve']: _on_stop(os._exit)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Count', 'NonNegative', 'Fraction', 'ProperFraction', 'Rate', 'Size', 'Seed', 'CifarNbError', 'ConfigError',
            'DatasetUnavailable', 'DatasetError', 'ModelError', 'ImageError', 'TrainingDiverged', 'Settings', 'nearest',
-           'atomic_path', 'free_space', 'progress', 'Table']
+           'atomic_path', 'progress', 'Table']
 
 # %% ../nbs/00_core.ipynb #a913b2eb
 import difflib

@@ -236,10 +236,10 @@ def _refuse_dead(report:Report)->None:
     if (logits - logits[0]).abs().max() <= 1e-5*logits.abs().max():
         raise TrainingDiverged(f'the trained model gives every image the same scores: {_ADVICE}')
     share,label = report.labels.bincount().max(0)
-    most = share.item()/len(report)
-    if report.accuracy > most: return
-    note = (f'no better than guessing: {report.accuracy:.2%} of the test images are recognized, and always '
-            f'saying {report.classes[label]!r} would be right for {most:.2%}')
+    right,most = (report.predictions == report.labels).sum().item(),share.item()
+    if right > most: return
+    note = (f'no better than guessing: {right:,} of the {len(report):,} test images are recognized, and '
+            f'always saying {report.classes[label]!r} would be right for {most:,}')
     if report.loss > 10*math.log(len(report.classes)): raise TrainingDiverged(f'{note}; {_ADVICE}')
     log.warning('%s', note)
 

@@ -235,7 +235,7 @@ def choose_card(
     base = _read_like(like, settings) if like else {}
     same = architecture in (None, base.get('architecture'))
     given = dict(architecture=architecture, classes=classes, **more)
-    fields = base | {key: value for key,value in given.items() if value is not None}
+    fields:dict[str, Any] = base | {key: value for key,value in given.items() if value is not None}
     for key in ('architecture', 'classes'):
         if not fields.get(key):
             raise ConfigError(f'give --{key}, or --like MODEL to take that of another model')

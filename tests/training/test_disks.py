@@ -61,7 +61,7 @@ def test_nothing_is_trained_twice_after_making_room(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("words", ["recipes", "recipes simple", "--version", "data synthetic"])
+@pytest.mark.parametrize("words", ["recipes simple", "--version"])
 def test_an_output_on_a_full_disk(words):
     with open("/dev/full", "w", encoding="utf-8") as full: done = command(*words.split(), stdout=full)
     assert done.returncode == 1
@@ -84,7 +84,7 @@ def image(tmp_path_factory):
 
 
 def test_what_cannot_be_opened_is_named_and_the_others_are_answered(image, tmp_path):
-    bad = ["x" * 300 + ".png", tmp_path, image / "inside.png", tmp_path / "nowhere.png", "a\0b.png"[:1]]
+    bad = ["x" * 300 + ".png", tmp_path, image / "inside.png", tmp_path / "nowhere.png"]
     done = command("predict", *bad, image, stdout=subprocess.PIPE)
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == len(bad) and done.stdout.startswith(f"{image}: ")
@@ -100,8 +100,8 @@ def test_a_folder_without_permission(image, tmp_path):
     assert done.returncode == 5 and "Permission denied" in done.stderr and image.name in done.stdout
 
 
-@pytest.mark.parametrize("n", [240, 300])
-def test_an_overlong_name_is_found_before_training(tmp_path, n):
-    done = command("train", "--data", "synthetic", "--out", tmp_path / f"{'x' * n}.safetensors",
+def test_an_overlong_name_is_found_before_training(tmp_path):
+    "The name itself would do, but not that of its unfinished form."
+    done = command("train", "--data", "synthetic", "--out", tmp_path / f"{'x' * 240}.safetensors",
                    stdout=subprocess.PIPE)
     assert done.returncode == 2 and "File name too long" in done.stderr and "--out" in done.stderr
