@@ -22,7 +22,7 @@ from torch import Tensor
 from .core import DatasetError, ImageError, Settings, log, progress
 from .datasets import CIFAR_STATS, choose_by_hash, content_key, load_cifar
 from .download import ARCHIVES
-from .imagefile import UnsupportedImage, check_format
+from .imagefile import format_of
 from .images import Images, Stats, channel_stats, synthetic
 from cifar_nb.layout import (
     DEBRIS,
@@ -45,23 +45,18 @@ IMAGE_SUFFIXES = {
     '.avif'}
 
 # %% ../nbs/16_folders.ipynb #f16bytes
-# Formats that we may not read; an image in one of them is named, and not left out in silence
-_OTHER_FORMATS = re.compile(
-    rb'II\*\0|MM\0\*|....ftyp(?:hei|hev|mif1|msf1|avi[fs])|\xff\x0a|\0\0\0\x0c(?:JXL|jP)  ?'
-    rb'|8BPS|P[1-6]\s[\d#]',
-    re.DOTALL)
+# Formats that we do not read; an image in one of them is named, and not left out in silence
+_OTHER_FORMATS = re.compile(rb'\xff\x0a|\0\0\0\x0cJXL |8BPS')  # JPEG XL, Photoshop
 
 def looks_like_image(path:Path)->bool:
     "Whether the first bytes are those of an image, or the suffix at least."
     if path.suffix.lower() in IMAGE_SUFFIXES: return True
     try:
-        with open(path, 'rb') as file: start = file.read(32)
+        with open(path, 'rb') as file: start = file.read(4096)
     except OSError: return True  # Reading the whole file will say why
     # Words may begin with BM as well, but a BMP has the length of its header next
-    if not start or start.startswith(b'BM') and start[15:18] != b'\0\0\0': return False
-    try: check_format(start)
-    except UnsupportedImage: return bool(_OTHER_FORMATS.match(start))
-    return True
+    if start.startswith(b'BM') and start[15:18] != b'\0\0\0': return False
+    return bool(format_of(start)) or _OTHER_FORMATS.match(start) is not None
 
 # %% ../nbs/16_folders.ipynb #16014bb
 def image_files(

@@ -26,7 +26,7 @@ _SIGNATURES = {
     'JPEG': rb'\xff\xd8\xff', 'PNG': rb'\x89PNG\r\n\x1a\n', 'GIF': rb'GIF8[79]a', 'WEBP': rb'RIFF....WEBP',
     'BMP': rb'BM', 'AVIF': rb'....ftyp(?:....){0,15}?avi[fs]',
     'HEIF': rb'....ftyp(?:....){0,15}?(?:hei[cxms]|hev[cxms]|mif1|msf1)',
-    'TIFF': rb'II[*+]\0|MM\0[*+]', 'PPM': rb'P[1-6][\s#]',
+    'TIFF': rb'II[*+]\0|MM\0[*+]', 'PPM': rb'P[1-6](?:#|\s+[\d#])',
     'JPEG2000': rb'\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51'}
 _STARTS = {kind: re.compile(start, re.DOTALL) for kind,start in _SIGNATURES.items()}
 

@@ -235,7 +235,7 @@ def choose_card(
     base = _read_like(like, settings) if like else {}
     same = architecture in (None, base.get('architecture'))
     given = dict(architecture=architecture, classes=classes, **more)
-    fields:dict[str, Any] = base | {key: value for key,value in given.items() if value is not None}
+    fields = base | {key: value for key,value in given.items() if value is not None}
     for key in ('architecture', 'classes'):
         if not fields.get(key):
             raise ConfigError(f'give --{key}, or --like MODEL to take that of another model')
@@ -245,7 +245,8 @@ def choose_card(
     default = CIFAR_STATS['cifar10']
     known = ('architecture', 'arguments', 'classes', 'mean', 'std', 'input_size')
     fields = {k: fields[k] for k in known if k in fields}
-    fields = dict(mean=default.mean, std=default.std, input_size=32) | fields
+    plain:dict[str, Any] = dict(mean=default.mean, std=default.std, input_size=32)
+    fields = plain | fields
     revision = f'imported from {printable(Path(path).name, 100)}'
     try:
         return ModelCard(

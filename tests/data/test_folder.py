@@ -305,7 +305,8 @@ def test_imagenet_weights_learn_a_folder(snow, tmp_path_factory, monkeypatch):
     weights = create_model("resnet18", n_classes=1000, stem="imagenet").state_dict()
     torch.save(weights, hub / "checkpoints" / "resnet18-f37072fd.pth")
     recipe = find_recipe("resnet18", data=str(snow), start="imagenet", epochs=1, batch_size=8,
-                         model=dict(stem="imagenet", upsample=48), precision="float32")
+                         model=dict(stem="imagenet", upsample=48), optimizer=dict(lr=.001),
+                         precision="float32")
     card, _ = run_recipe(recipe, out, Settings(device="cpu"))
     assert card.classes == ("bright", "dim") and card.recipe["start"] == "imagenet"
     assert card.mean == pytest.approx((.485, .456, .406))
