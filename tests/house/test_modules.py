@@ -9,7 +9,7 @@ from tools.repository import MODULES, ROOT
 
 PACKAGE = ROOT / "cifar_nb"
 MOST_NAMES, MOST_LINES = 20, 260
-# Longer ones, with at most 420 lines; CONTRIBUTING.md says why
+# Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
     "access", "cli", "download", "engine", "experiment", "folders", "guard", "imagefile", "importing",
     "modelfile", "models", "observe", "photos", "records", "requests", "serve"}
@@ -70,7 +70,7 @@ def test_a_module_answers_one_question(name):
                   if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
     assert len(public) <= MOST_NAMES, f"{name} exports {len(public)} names"
     lines = len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
-    assert lines <= (420 if name in LONGER else MOST_LINES), f"{name} has {lines} lines"
+    assert lines <= (450 if name in LONGER else MOST_LINES), f"{name} has {lines} lines"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -25,11 +25,11 @@ def test_actions_are_named_by_digests():
 
 def test_contributing_is_three_pages():
     words = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()
-    assert len(words) < 1700
+    assert len(words) < 1850
 
 
 def test_security_is_two_pages():
-    assert len((ROOT / "SECURITY.md").read_text(encoding="utf-8").split()) < 1130
+    assert len((ROOT / "SECURITY.md").read_text(encoding="utf-8").split()) < 1200
 
 
 def test_security_names_the_defaults():
