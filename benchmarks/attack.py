@@ -1,6 +1,6 @@
 """What do good clients notice of an attack?
 
-    python benchmarks/attack.py                    more than an hour; writes results/attack.json
+    python benchmarks/attack.py                    half an hour; writes results/attack_alone.json and so on
     python benchmarks/attack.py --seconds 5 --crowd-seconds 10 --files webp_canvas,png_profiles --part alone
 
 Three parts, each with a service of its own, started as a user would start it:
@@ -176,9 +176,9 @@ def main(
     found = {}
     for name in part or parts:
         with started("--workers", str(workers)) as it: found[name] = with_memory(it, parts[name])
-        # after each part, so that a run that is killed keeps what it has
-        write("attack", note=note, workers=workers, max_wait=MAX_WAIT, seconds=seconds,
-              crowd_seconds=crowd_seconds, summary=summary(found), **found)
+        part_found = found[name]
+        write(f"attack_{name}", note=note, workers=workers, max_wait=MAX_WAIT, seconds=seconds,
+              crowd_seconds=crowd_seconds, summary=summary({name: part_found}), **part_found)
     for what, value in summary(found).items(): print(f"{what}: {value}")
 
 
