@@ -333,7 +333,7 @@ def test_what_lies_there_is_named(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
     load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
     folder = tmp_path / "cifar-10-batches-py"
-    assert "is cifar-10-batches-py itself: name the folder above it" in said(folder)
+    assert f"but in {tmp_path}: use --data-dir {tmp_path}" in said(folder)
     (folder / "test_batch").write_bytes(b"damaged")
     assert "test_batch in cifar-10-batches-py damaged" in said()
     (folder / "data_batch_1").unlink()
