@@ -336,6 +336,7 @@ def test_what_lies_there_is_named(tmp_path, monkeypatch):
     assert f"but in {tmp_path}: use --data-dir {tmp_path}" in said(folder)
     (folder / "test_batch").write_bytes(b"damaged")
     assert "test_batch in cifar-10-batches-py damaged" in said()
+    assert "is cifar-10-batches-py itself: name the folder above it" in said(folder)
     (folder / "data_batch_1").unlink()
     assert "data_batch_1 missing from cifar-10-batches-py" in said()
 
