@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools.files import two_classes
 
 from cifar_nb.core import ConfigError, Settings
 from cifar_nb.datasets import content_key, count_trained, image_keys, split_by_hash
@@ -30,14 +31,7 @@ def train(data, out, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "leaves"
-    rng = np.random.default_rng(0)
-    for k, kind in enumerate(("birch", "oak")):
-        (root / kind).mkdir(parents=True)
-        for i in range(60):
-            noise = rng.integers(60 * k, 160 + 60 * k, (12 + i % 5, 14, 3), np.uint8)
-            Image.fromarray(noise).save(root / kind / f"{i}.png")
-    return root
+    return two_classes(tmp_path_factory.mktemp("data") / "leaves")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,17 @@ TURNED = {
 }
 
 
+def two_classes(root):
+    "A folder of dark and brighter noise, as the classes birch and oak; its path."
+    rng = np.random.default_rng(0)
+    for k, kind in enumerate(("birch", "oak")):
+        (root / kind).mkdir(parents=True)
+        for i in range(60):
+            noise = rng.integers(60 * k, 160 + 60 * k, (12 + i % 5, 14, 3), np.uint8)
+            Image.fromarray(noise).save(root / kind / f"{i}.png")
+    return root
+
+
 def saved(image, kind, **how):
     image.save(file := io.BytesIO(), kind, **how)
     return file.getvalue()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools.files import two_classes
 
 import cifar_nb.fit
 from cifar_nb.core import ConfigError, Settings, TrainingDiverged
@@ -23,14 +24,7 @@ SMALL = dict(architecture="speed_net", model=dict(widths=(8, 8)))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "leaves"
-    rng = np.random.default_rng(0)
-    for k, kind in enumerate(("birch", "oak")):
-        (root / kind).mkdir(parents=True)
-        for i in range(60):
-            noise = rng.integers(60 * k, 160 + 60 * k, (12, 14, 3), np.uint8)
-            Image.fromarray(noise).save(root / kind / f"{i}.png")
-    return root
+    return two_classes(tmp_path_factory.mktemp("data") / "leaves")
 
 
 @pytest.fixture
