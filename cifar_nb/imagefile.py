@@ -153,6 +153,7 @@ def _jpeg_blocks(data:bytes)->Iterator[_Block]: # Until the first scan
         yield kind,at+2,end
         at = end
 
+# %% ../nbs/06_imagefile.ipynb #06gif02
 N_FRAMES = 10  # Frames of an animation that are looked at
 
 def _gif_blocks(data:bytes)->Iterator[_Block]: # Until the last frame that is looked at
@@ -213,25 +214,6 @@ def _cost_of(data:bytes, kind:bytes, start:int)->str: # A key of `_MAX_NOTES`; e
     if kind[:1] == b'\xff' and data.startswith(_SLOW_SEGMENTS, start): return 'slow'
     return _NOTES.get(kind, '')
 
-def check_blocks(
-    data:bytes, # Of a known format
-):
-    "Raises `TooCostly` for more blocks or metadata than real files have."
-    found = Counter[str]()
-    n_blocks = 0
-    file_format = format_of(data)
-    if file_format == 'TIFF': _check_tiff(data)
-    for kind,start,end in _WALKS.get(file_format, lambda data: iter(()))(data):
-        n_blocks += end-start if kind == b'junk' else 1
-        if n_blocks > _MAX_BLOCKS:
-            raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
-        cost = _cost_of(data, kind, start)
-        exif = kind in (b'eXIf', b'EXIF', b'table') or data.startswith(b'Raw profile type exif', start)
-        found[cost] += 1
-        index = data.startswith(b'MPF\0', start) and end-start > 4000  # of a file with several images
-        if index or exif and end-start > _MAX_EXIF or found[cost] > _MAX_NOTES.get(cost, _MAX_BLOCKS):
-            raise TooCostly(_TOO_MUCH)
-
 # %% ../nbs/06_imagefile.ipynb #06tif01
 _TIFF_TEXTS = (1, 2, 7)  # Types whose content Pillow leaves as bytes
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # None, fax, LZW, JPEG, deflate and PackBits
@@ -251,6 +233,26 @@ def _check_tiff(data:bytes):
         raise TooCostly('the tiles of the TIFF are too large; save it as PNG')
     if first.get(259, 1) not in _TIFF_COMPRESSIONS:
         raise UnsupportedImage('we do not read this compression of TIFF; save it with LZW, or as PNG')
+
+# %% ../nbs/06_imagefile.ipynb #06lim02
+def check_blocks(
+    data:bytes, # A whole image file
+):
+    "Raises `TooCostly` for more blocks or metadata than real files have."
+    found = Counter[str]()
+    n_blocks = 0
+    file_format = format_of(data)
+    if file_format == 'TIFF': _check_tiff(data)
+    for kind,start,end in _WALKS.get(file_format, lambda data: iter(()))(data):
+        n_blocks += end-start if kind == b'junk' else 1
+        if n_blocks > _MAX_BLOCKS:
+            raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
+        cost = _cost_of(data, kind, start)
+        exif = kind in (b'eXIf', b'EXIF', b'table') or data.startswith(b'Raw profile type exif', start)
+        found[cost] += 1
+        index = data.startswith(b'MPF\0', start) and end-start > 4000  # of a file with several images
+        if index or exif and end-start > _MAX_EXIF or found[cost] > _MAX_NOTES.get(cost, _MAX_BLOCKS):
+            raise TooCostly(_TOO_MUCH)
 
 # %% ../nbs/06_imagefile.ipynb #06png02
 def without_damaged_notes(
