@@ -64,6 +64,7 @@ def _is_raw(data:bytes)->bool: # Whether a TIFF is a camera's raw file
     return data[8:10] == b'CR' or any(tag == 50706 or tag == 254 and value & 1 for _,tag,_,_,value in first)
 
 # %% ../nbs/06_imagefile.ipynb #06fmt04
+_MARKUP = rb'(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}>\s*)?'  # What may stand before the first tag
 _OTHERS = (  # What it is, what to do, and its first bytes; letters count in either case
     ("a camera's raw file", 'export the photo as JPEG',
      rb'....ftypcrx |II\*\0....CR|FUJIFILM|IIR[OS]|MMOR|IIU\0'),
@@ -73,8 +74,8 @@ _OTHERS = (  # What it is, what to do, and its first bytes; letters count in eit
     ('a PDF', 'save the page, or the image on it, as PNG', rb'%PDF'),
     ('PostScript', 'save it as PNG', rb'%!PS|\xc5\xd0\xd3\xc6'),
     ('a web page (HTML)', 'open the image itself and save that',
-     rb'\s*<(?:!doctype html|html|head|body|script)'),
-    ('an SVG drawing', 'export it as PNG', rb'\s*<(?:.{0,1000}<)?svg'),
+     _MARKUP + rb'<(?:!doctype html|html|head|body|script)'),
+    ('an SVG drawing', 'export it as PNG', _MARKUP + rb'<(?:.{0,1000}<)?svg'),
     ('an archive', 'unpack it', rb'PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|.{257}ustar'),
     ('a Photoshop file', 'export it as PNG', rb'8BPS'),
     ('an icon', 'save it as PNG', rb'\0\0\x01\0[\x01-\x40]\0|icns'),

@@ -118,7 +118,8 @@ def look_like_parts(
     if len(folders) < 2: return False
     roles = {*part_roles([folder.name for folder in folders])}
     if '' not in roles or 'train' in roles and roles & {'valid', 'test'}: return True
-    return len(_names_inside(folders)) > 1
+    inside = _names_inside(folders)
+    return len(inside) > 1 or any(role in ('train', 'valid', 'test') for role in part_roles(inside))
 
 # %% ../nbs/07_layout.ipynb #07019aa
 def split_name(

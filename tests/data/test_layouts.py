@@ -122,6 +122,11 @@ def test_an_unclear_layout_is_an_error_whose_commands_work(tmp_path, write, case
     assert set(load_dataset(as_classes, 8).train.classes) == top
 
 
+def test_one_part_inside_of_each_folder_is_named(tmp_path, write):
+    build(tmp_path, write, inside("set_a/train", "set_b/train"))
+    with pytest.raises(DatasetError, match="set_a, set_b contain train"): load_dataset(str(tmp_path))
+
+
 def test_parts_inside_of_classes_are_named(tmp_path, write):
     build(tmp_path, write, inside("cat", "dog", classes=("train", "test")))
     said = r"cat, dog contain test, train, .* outer folders \(test/cat\)"
