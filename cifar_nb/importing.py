@@ -109,7 +109,7 @@ def _tensor_dicts(
     for key,value in items: yield from _tensor_dicts(value, (*place, str(key)), seen)
 
 # %% ../nbs/66_importing.ipynb #66020aa
-_WRAPPERS = '_orig_mod', 'module'
+_WRAPPERS = '_orig_mod', 'module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'
 _OTHER_NAMES = {'shortcut': 'downsample', 'linear': 'fc'}
 
 def _rename(name:str, other:dict[str, str])->str:

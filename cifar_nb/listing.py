@@ -133,6 +133,12 @@ def _how_to_sort(root:Path, images:list[Path])->str: # Part of a sentence, '' fo
     return ''
 
 # %% ../nbs/08_listing.ipynb #08026aa
+def _first_with_many(folder:Path, depth:int=5)->Path|None:
+    "The folder itself, or the first below it in a chain of single folders, that has several folders."
+    inside = class_folders(folder)
+    if len(inside) == 1 and depth: return _first_with_many(inside[0], depth-1)
+    return folder if len(inside) > 1 else None
+
 def _explain_few(root:Path, left_out:LeftOut)->str:
     "Why a folder does not hold two classes, and what to do."
     folders = class_folders(root)
@@ -148,7 +154,7 @@ def _explain_few(root:Path, left_out:LeftOut)->str:
     if images:
         text = f'{root} has {len(images):,} images that are in no class folder; {need}'
         text += _how_to_sort(root, images)
-    deeper = [str(folder) for folder in folders if len(class_folders(folder)) > 1]
+    deeper = [str(below) for folder in folders if (below := _first_with_many(folder))]
     if len(deeper) == 1: text += f'; {deeper[0]} has several folders: is that the one?'
     return text + ''.join(f'; {path.name} has no image' for path in empty[:3])
 

@@ -333,6 +333,7 @@ def test_copies_are_on_one_side_of_every_split(tmp_path, write):
     (lambda p, write: build(p, write, ["train", "test"]), "if train is a class, use `cifar-nb .* classes="),
     (lambda p, write: build(p, write, [""]), "is one of the classes, name the folder above it"),
     (lambda p, write: build(p, write, inside("PetImages")), "PetImages has several folders: is that"),
+    (lambda p, write: build(p, write, inside("a/b/c")), "a/b/c has several folders: is that the one"),
     (lambda p, write: write(p / "cifar-10-batches-py" / "1.png"), "files of CIFAR: use --data cifar10"),
 ])
 def test_one_step_away_is_said(tmp_path, write, build_it, said):
