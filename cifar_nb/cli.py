@@ -37,7 +37,7 @@ import typer
 
 from . import __version__
 from .core import CifarNbError, ConfigError, DatasetError, ImageError, ModelError, Settings, Table
-from .guard import ServiceSettings
+from .settings import ServiceSettings
 from .text import printable
 
 # %% ../nbs/97_cli.ipynb #b39e27a3
