@@ -35,7 +35,7 @@ import typer
 
 from . import __version__
 from .core import ImageError, ModelError
-from .guard import ServiceSettings
+from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
     DataDir,

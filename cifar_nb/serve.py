@@ -26,27 +26,20 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from . import __version__
-from .access import AddPrefix, Cors, GuardHeaders, GuardSites, host_pattern, origin_pattern
-from .core import CifarNbError, ConfigError, ImageError, log
-from .decoder import Decoder
-from .engine import Engine
-from .guard import GuardBodies, ServiceSettings, check_key
-from .imagefile import FORMATS
-from .modelfile import ModelCard
-from .observe import AddHeaders, AnswerErrors, AnswerHead, Crew, Metrics, Observe, log_request
-from .port import address_of, open_port
-from .predict import Predictor
-from cifar_nb.requests import (
-    ANY_BODY,
+from cifar_nb.access import (
+    AddPrefix,
+    AnswerHead,
+    Cors,
+    GuardHeaders,
+    GuardSites,
+    host_pattern,
+    origin_pattern,
+)
+from cifar_nb.answers import (
     ERROR_HANDLERS,
-    FILE,
-    FILE_BODY,
-    JSON_BODY,
-    REFUSALS,
     Alive,
     Answer,
     Classes,
-    DelayRefusals,
     Explanation,
     Failure,
     Health,
@@ -55,12 +48,29 @@ from cifar_nb.requests import (
     ServedModel,
     busy,
     documented,
+    status_of,
+)
+from .core import CifarNbError, ConfigError, ImageError, log
+from .decoder import Decoder
+from .engine import Engine
+from .guard import DelayRefusals, GuardBodies, check_key
+from .imagefile import FORMATS
+from .modelfile import ModelCard
+from .observe import AddHeaders, AnswerErrors, Metrics, Observe, log_request
+from .port import address_of, open_port
+from .predict import Predictor
+from cifar_nb.requests import (
+    ANY_BODY,
+    FILE,
+    FILE_BODY,
+    JSON_BODY,
+    REFUSALS,
     form_body,
     read_files,
     read_request,
     request_body,
-    status_of,
 )
+from .settings import Crew, ServiceSettings
 from .slot import ModelSlot
 
 # %% ../nbs/95_serve.ipynb #114dda45
