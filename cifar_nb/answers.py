@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from .core import ImageError
 from .imagefile import EmptyImage, TooCostly, UnsupportedImage
 from .modelfile import ModelCard
-from .photos import TooManyPixels
+from .opening import TooManyPixels
 from .predict import Prediction
 
 # %% ../nbs/88_answers.ipynb #806d967a

@@ -23,7 +23,8 @@ from .download import ARCHIVES
 from .folders import FolderParts, load_dataset, open_folder, read_file
 from .images import Images, Stats, channel_stats
 from .layout import LeftOut
-from .photos import decode_image, image_pixels, open_image
+from .opening import open_image
+from .photos import decode_image, image_pixels
 from .text import lookalike_key, printable
 
 # %% ../nbs/17_check.ipynb #17009aa

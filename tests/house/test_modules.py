@@ -12,7 +12,7 @@ MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
     "download", "engine", "experiment", "guard", "imagefile", "importing",
-    "modelfile", "models", "observe", "photos", "records", "serve"}
+    "modelfile", "models", "observe", "records", "serve"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
 ALONE = """
 import importlib, sys
