@@ -23,7 +23,8 @@ from .download import ARCHIVES
 from .folders import FolderParts, load_dataset, open_folder, read_file
 from .images import Images, Stats, channel_stats
 from .layout import LeftOut
-from .photos import decode_image, image_pixels, open_image
+from .opening import open_image
+from .photos import decode_image, image_pixels
 from .text import lookalike_key, printable
 
 # %% ../nbs/17_check.ipynb #17009aa
@@ -168,6 +169,7 @@ def check_folder(
     _sum_up(report, facts, files)
     return report
 
+# %% ../nbs/17_check.ipynb #17sum01
 def _sum_up(report, facts, files):
     times = Counter((fact.part, fact.label) for fact in facts)
     report.counts = {part: {name: times[part, i] for i,name in enumerate(report.classes)} for part in files}
@@ -200,6 +202,7 @@ def count_images(
         counts[part] = dict(zip(images.classes, found))
     return counts
 
+# %% ../nbs/17_check.ipynb #17dat01
 def check_data(
     name:str, # For `load_dataset`
     size:int=32, # Height and width of the model's images
@@ -221,4 +224,4 @@ def one_line(
     names = [*next(iter(counts.values()))]
     texts = [f'{name} ' + '+'.join(str(some[name]) for some in counts.values()) for name in names[:most]]
     rest = f' and {len(names)-most} more' if len(names) > most else ''
-    return f'{len(names)} classes ({" + ".join(counts)}): {", ".join(texts)}{rest}' 
+    return f'{len(names)} classes ({" + ".join(counts)}): {", ".join(texts)}{rest}'

@@ -54,13 +54,50 @@ class TrainingDiverged(CifarNbError):
     "The loss is NaN or infinite."
     exit_code = 6
 
-# %% ../nbs/00_core.ipynb #ac632f8d
-class Settings(BaseSettings):
-    "What can be set from outside: each field is an environment variable `CIFAR_NB_…`."
+# %% ../nbs/00_core.ipynb #d79eca3c
+def _variable(name:str)->str: return f'CIFAR_NB_{name.upper()}'
+
+def _describe_problem(
+    problem:Mapping[str, Any],  # One of pydantic's errors
+    given:dict,  # Fields that were given as flags
+)->str:
+    name = str(problem['loc'][0])
+    source = f'--{name.replace("_", "-")}' if name in given else _variable(name)
+    return f'{source}: {problem["msg"].removeprefix("Value error, ")}'
+
+def _as_text(value:Any)->str:
+    if isinstance(value, list): return ','.join(value)
+    if isinstance(value, SecretStr): return value.get_secret_value()
+    return str(value)
+
+# %% ../nbs/00_core.ipynb #00004env
+class _FromEnvironment(BaseSettings):
+    "Settings whose fields are environment variables `CIFAR_NB_…`."
     # Errors do not repeat what was given: it may be a key
     model_config = SettingsConfigDict(
         env_prefix='CIFAR_NB_', frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
+    @classmethod
+    def read(cls,
+        **flags,  # Fields given on the command line; `None` means not given
+    )->Self:  # Flags over environment variables over defaults
+        "Read the environment. Raises `ConfigError` that names the flag or variable and says what is wrong."
+        given = {name: value for name,value in flags.items() if value is not None}
+        try: return cls(**given)
+        except ValidationError as e:
+            problems = [_describe_problem(problem, given) for problem in e.errors()]
+            raise ConfigError('; '.join(problems)) from e
+
+    def as_environment(self,
+        **changes,  # Fields with other values
+    )->dict[str, str]:  # Variables from which `read` makes the same settings in another process
+        "The settings as environment variables."
+        values = {**dict(self), **changes}
+        return {_variable(name): _as_text(value) for name,value in values.items() if value is not None}
+
+# %% ../nbs/00_core.ipynb #ac632f8d
+class Settings(_FromEnvironment):
+    "What can be set from outside: each field is an environment variable `CIFAR_NB_…`."
     data_dir:Path = Field(Path('~/.cache/cifar_nb'),
         description='Where data sets are kept and downloaded to')
     mirrors:Annotated[list[str], NoDecode] = Field([],
@@ -91,48 +128,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str): return value
         return [part.strip() for part in value.split(',') if part.strip()]
 
-    @classmethod
-    def read(cls,
-        **flags,  # Fields given on the command line; `None` means not given
-    )->Self:  # Flags over environment variables over defaults
-        "Read the environment. Raises `ConfigError` that names the flag or variable and says what is wrong."
-        given = {name: value for name,value in flags.items() if value is not None}
-        try: return cls(**given)
-        except ValidationError as e:
-            problems = [_describe_problem(problem, given) for problem in e.errors()]
-            raise ConfigError('; '.join(problems)) from e
-
-    def as_environment(self,
-        **changes,  # Fields with other values
-    )->dict[str, str]:  # Variables from which `read` makes the same settings in another process
-        "The settings as environment variables."
-        values = {**dict(self), **changes}
-        return {_variable(name): _as_text(value) for name,value in values.items() if value is not None}
-
-# %% ../nbs/00_core.ipynb #d79eca3c
-def _variable(name:str)->str: return f'CIFAR_NB_{name.upper()}'
-
-def _describe_problem(
-    problem:Mapping[str, Any],  # One of pydantic's errors
-    given:dict,  # Fields that were given as flags
-)->str:
-    name = str(problem['loc'][0])
-    source = f'--{name.replace("_", "-")}' if name in given else _variable(name)
-    return f'{source}: {problem["msg"].removeprefix("Value error, ")}'
-
-def _as_text(value:Any)->str:
-    if isinstance(value, list): return ','.join(value)
-    if isinstance(value, SecretStr): return value.get_secret_value()
-    return str(value)
-
 # %% ../nbs/00_core.ipynb #90a55611
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1, strict=True)]  # Less than the whole
-Rate = Annotated[float, Field(gt=0, le=100, strict=True)]
+Rate = Annotated[float, Field(gt=0, le=100, strict=True)]  # Such as the size of a training step
 Size = Annotated[int, Field(ge=8, le=1024, strict=True)]  # Height and width in pixels
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]  # Where random numbers start
 
 # %% ../nbs/00_core.ipynb #a5906f25
 # What other projects call it

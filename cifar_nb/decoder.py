@@ -21,7 +21,7 @@ import numpy as np
 
 from .core import CifarNbError, ConfigError, log
 from .imagefile import WEB_FORMATS, TooCostly
-from .photos import MAX_PIXELS
+from .opening import MAX_PIXELS
 from cifar_nb.sandbox import (
     ANSWER,
     ERRORS,

@@ -179,15 +179,17 @@ def library_versions()->dict[str, str]:
 
 # %% ../nbs/01_device.ipynb #01builds2
 def check_torchvision()->None:
-    "Raises `ConfigError` when the installed torchvision was not built for the installed PyTorch."
+    "Raises `ConfigError` when torchvision cannot be imported, as when it was built for another PyTorch."
     try: importlib.import_module('torchvision')
+    except OSError as e: raise ConfigError(f'torchvision cannot be read: {e}') from e
     except Exception as e:  # What it raises depends on the builds
         ours,theirs = _installed('torch'),_installed('torchvision')
         build = ours.partition('+')[2]
         index = f' --index-url https://download.pytorch.org/whl/{build}' if build else ''
+        reason = ' '.join(str(e).split())[:120]
         raise ConfigError(
-            f'torchvision {theirs} does not work with PyTorch {ours}; install both from one place: '
-            f'pip uninstall -y torch torchvision && pip install torch torchvision{index}') from e
+            f'torchvision {theirs} does not work with PyTorch {ours} ({reason}); install both from one '
+            f'place: pip uninstall -y torch torchvision && pip install torch torchvision{index}') from e
 
 def _installed(package:str)->str: # Its version as the installer knows it
     try: return metadata.version(package)

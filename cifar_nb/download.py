@@ -69,11 +69,7 @@ class _RateGuard:
     ):
         self.min_rate = min_rate
         self.period = period
-        self._start()
-
-    def _start(self):
-        self.since = time.monotonic()
-        self.n_bytes = 0
+        self.since,self.n_bytes = time.monotonic(),0
 
     def add(self, n_bytes:int):
         self.n_bytes += n_bytes
@@ -81,17 +77,13 @@ class _RateGuard:
         if seconds <= self.period: return
         if self.n_bytes < self.min_rate*seconds:
             raise TimeoutError(f'only {self.n_bytes/seconds/1000:.1f} kB/s')
-        self._start()
+        self.since,self.n_bytes = time.monotonic(),0
 
 # %% ../nbs/03_download.ipynb #03011bb
 class _NoAnswer(OSError): "Not a byte came from the host, so it is not asked again."
 
-def _open_rest(
-    url:str,  # Where to read from
-    have:int,  # Bytes that need not be sent
-    timeout:float,  # Seconds of silence
-)->Any:  # A response of `urlopen`
-    "Ask for the rest of a file. Raises `HTTPError` for a refusal, `_NoAnswer` for silence."
+def _open_rest(url:str, have:int, timeout:float)->Any:  # A response of `urlopen`
+    "Ask for what follows the first `have` bytes. Raises `HTTPError` for a refusal, `_NoAnswer` for silence."
     headers = {'User-Agent': 'cifar_nb'}
     if have: headers['Range'] = f'bytes={have}-'
     try: return urlopen(Request(url, headers=headers), timeout=timeout)
@@ -99,6 +91,7 @@ def _open_rest(
     except (OSError, ValueError) as e:
         raise _NoAnswer(str(getattr(e, 'reason', e)) or type(e).__name__) from e
 
+# %% ../nbs/03_download.ipynb #03011bd
 def _first_bytes(
     response:Any,  # Of `urlopen`
     have:int,  # Bytes of the file in front of what it sends
@@ -144,13 +137,8 @@ def fetch_part(
     if have < size: raise ConnectionError(f'stopped after {have:,} of {size:,} bytes')
 
 # %% ../nbs/03_download.ipynb #74f51328
-def _try_host(
-    url:str,
-    part:Path,  # As for `fetch_part`
-    size:int,
-    **options,  # `min_rate`, `stall`, `magic`
-)->tuple[str, bool]:  # What went wrong, '' if nothing; and whether trying again is useless
-    "One attempt, with its errors as text. Raises `OSError` when `part` cannot be written."
+def _try_host(url:str, part:Path, size:int, **options)->tuple[str, bool]:
+    "One `fetch_part`: what went wrong, '' if nothing; and whether trying again is useless."
     try: fetch_part(url, part, size, **options)
     except HTTPError as e:
         if e.code == 416: part.unlink(missing_ok=True)
@@ -163,14 +151,9 @@ def _try_host(
     except (HTTPException, ValueError) as e: return str(e) or type(e).__name__, False
     return '', False
 
-def _try_twice(
-    url:str,
-    part:Path,  # As for `fetch_part`
-    md5:str,  # Of the whole file
-    size:int,
-    **options,  # `min_rate`, `stall`, `magic`
-)->tuple[str, bool]:  # As `_try_host`; '' when `part` is the file
-    "A whole file with a wrong checksum is fetched once more, from its first byte."
+# %% ../nbs/03_download.ipynb #74f5132a
+def _try_twice(url:str, part:Path, md5:str, size:int, **options)->tuple[str, bool]:
+    "As `_try_host`, and a whole file with a wrong checksum is fetched once more, from its first byte."
     was_begun = part.exists()
     for _ in range(2):
         reason,is_final = _try_host(url, part, size, **options)
@@ -224,6 +207,7 @@ def on_disk(archive:Archive, root:Path)->bool:
     try: return bool(archive.dataset(root))
     except RuntimeError: return False
 
+# %% ../nbs/03_download.ipynb #03022bc
 def _what_is_wrong(archive:Archive, root:Path)->str:  # Such as ': data_batch_1 is missing'; '' without files
     "What there is of the official files, and why it is not enough."
     data = archive.dataset
@@ -238,14 +222,17 @@ def _what_is_wrong(archive:Archive, root:Path)->str:  # Such as ': data_batch_1 
     damaged = [name for name,md5 in sums.items() if md5_of(folder/name) != md5]
     return f': {", ".join(damaged)} in {folder.name} damaged'
 
-# %% ../nbs/03_download.ipynb #03023bb
-def _wait_for(lock:FileLock, file:str)->FileLock:  # The same, acquired
-    "Say so where another process holds the lock."
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        log.warning('%s: another process is downloading it; waiting', file)
-        lock.acquire()
-    return lock
+# %% ../nbs/03_download.ipynb #03022bf
+def _no_delivery(name:str, archive:Archive, root:Path, error:DatasetUnavailable)->DatasetUnavailable:
+    "What there is, what to do by hand, and what each host did."
+    data = archive.dataset
+    hint = ''
+    if 'CERTIFICATE_VERIFY_FAILED' in str(error):
+        hint = ' (if a proxy signs with its own certificate, set SSL_CERT_FILE to a file that has it)'
+    return DatasetUnavailable(
+        f'{name} is not in {root}{_what_is_wrong(archive, root)}; it could not be downloaded. '
+        f'Put {data.filename} (MD5 {data.tgz_md5}) into that folder by hand, set CIFAR_NB_MIRRORS to a host '
+        f'that has it, or use the data set "synthetic". Tried: {error}{hint}')
 
 def _disk_error(name:str, archive:Archive, root:Path, error:OSError)->DatasetUnavailable:
     "A folder or disk that cannot take the files; without room, the partial download is removed."
@@ -256,6 +243,16 @@ def _disk_error(name:str, archive:Archive, root:Path, error:OSError)->DatasetUna
     return DatasetUnavailable(f'{problem}. It needs {2.2*archive.size/1e6:,.0f} MB while it is unpacked, and '
                               f'{free_space(root)}: make room, or choose another folder (--data-dir)')
 
+# %% ../nbs/03_download.ipynb #03023bb
+def _wait_for(lock:FileLock, file:str)->FileLock:  # The same, acquired
+    "Say so where another process holds the lock."
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        log.warning('%s: another process is downloading it; waiting', file)
+        lock.acquire()
+    return lock
+
+# %% ../nbs/03_download.ipynb #03023bc
 def fetch_cifar(
     name:str,  # 'cifar10' or 'cifar100'
     root:Path,  # Folder for the official files
@@ -277,11 +274,4 @@ def fetch_cifar(
             unpack(path, folder, root)
             path.unlink()
     except OSError as e: raise _disk_error(name, archive, root, e) from e
-    except DatasetUnavailable as e:
-        hint = ''
-        if 'CERTIFICATE_VERIFY_FAILED' in str(e):
-            hint = ' (if a proxy signs with its own certificate, set SSL_CERT_FILE to a file that has it)'
-        raise DatasetUnavailable(
-            f'{name} is not in {root}{_what_is_wrong(archive, root)}; it could not be downloaded. '
-            f'Put {file} (MD5 {md5}) into that folder by hand, set CIFAR_NB_MIRRORS to a host that has it, '
-            f'or use the data set "synthetic". Tried: {e}{hint}') from e
+    except DatasetUnavailable as e: raise _no_delivery(name, archive, root, e) from e

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .answers import Answer, Explanation, as_data_url, busy
 from .core import ImageError, log
 from .decoder import Decoder, DecoderBusy
 from .explain import draw_overlay, hires_cam
 from .images import normalize
 from .observe import Metrics
 from .predict import Predictor
-from .requests import Answer, Explanation, as_data_url, busy
 from .slot import ModelSlot, set_threads
 
 # %% ../nbs/93_engine.ipynb #ee7b4ace

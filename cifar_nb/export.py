@@ -212,14 +212,19 @@ def milliseconds(
     return min(times)
 
 # %% ../nbs/64_export.ipynb #4dea0410
+class _Stopped(Exception): "Nobody waits for this measurement any more."
+
 def _mean_milliseconds(
     predictor:Predictor,
     x:Tensor,  # Normalised images
     batch_size:int,
+    stopped:Callable[[], bool],  # Asked before each batch
 )->float:
-    "The mean over all batches of the time of the fastest of a few calls."
-    batches = x.split(batch_size)
-    times = [milliseconds(partial(predictor.logits, batch), seconds=0) for batch in batches]
+    "The mean over all batches of the time of the fastest of a few calls. Raises `_Stopped`."
+    times = []
+    for batch in x.split(batch_size):
+        if stopped(): raise _Stopped
+        times.append(milliseconds(partial(predictor.logits, batch), seconds=0))
     return sum(times)/len(times)
 
 # %% ../nbs/64_export.ipynb #8622f66b
@@ -227,18 +232,21 @@ def fastest(
     predictor:Predictor,  # Computes eagerly
     candidates:Iterable[str]=('eager', 'bfloat16', 'onnx'),  # Of `BACKENDS`
     threads:int|None=None,  # CPU threads for ONNX Runtime; None takes PyTorch's number
+    stopped:Callable[[], bool]=lambda: False,  # Asked again and again; True ends the comparison early
 )->tuple[Predictor, list[list]]:  # The winner, and rows: name, ms for one image, ms for eight, note
     "The backend that takes the least time for one image and eight together, if it agrees with `eager`."
     x = normalize(random_images(64, predictor.card.input_size), predictor.card.stats)
     best,least = predictor,math.inf
     rows:list[list] = []
     for name in candidates:
+        if stopped(): break
         try:
             way = with_backend(predictor, name, threads)
-            one,eight = _mean_milliseconds(way, x, 1),_mean_milliseconds(way, x, 8)
+            one,eight = (_mean_milliseconds(way, x, n, stopped) for n in (1, 8))
             is_faster = one+eight < least
             # A slower one cannot win, so it need not be checked
             agrees = not is_faster or same_answers(way, predictor)
+        except _Stopped: break
         except Exception as e:  # one backend's failure must not stop the race
             note = str(e) if isinstance(e, ConfigError) else f'failed: {type(e).__name__}'
             rows.append([name, '', '', note])

@@ -64,6 +64,7 @@ def _is_raw(data:bytes)->bool: # Whether a TIFF is a camera's raw file
     return data[8:10] == b'CR' or any(tag == 50706 or tag == 254 and value & 1 for _,tag,_,_,value in first)
 
 # %% ../nbs/06_imagefile.ipynb #06fmt04
+_MARKUP = rb'(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}>\s*)?'  # What may stand before the first tag
 _OTHERS = (  # What it is, what to do, and its first bytes; letters count in either case
     ("a camera's raw file", 'export the photo as JPEG',
      rb'....ftypcrx |II\*\0....CR|FUJIFILM|IIR[OS]|MMOR|IIU\0'),
@@ -73,8 +74,8 @@ _OTHERS = (  # What it is, what to do, and its first bytes; letters count in eit
     ('a PDF', 'save the page, or the image on it, as PNG', rb'%PDF'),
     ('PostScript', 'save it as PNG', rb'%!PS|\xc5\xd0\xd3\xc6'),
     ('a web page (HTML)', 'open the image itself and save that',
-     rb'\s*<(?:!doctype html|html|head|body|script)'),
-    ('an SVG drawing', 'export it as PNG', rb'\s*<(?:.{0,1000}<)?svg'),
+     _MARKUP + rb'<(?:!doctype html|html|head|body|script)'),
+    ('an SVG drawing', 'export it as PNG', _MARKUP + rb'<(?:.{0,1000}<)?svg'),
     ('an archive', 'unpack it', rb'PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|.{257}ustar'),
     ('a Photoshop file', 'export it as PNG', rb'8BPS'),
     ('an icon', 'save it as PNG', rb'\0\0\x01\0[\x01-\x40]\0|icns'),
@@ -153,6 +154,7 @@ def _jpeg_blocks(data:bytes)->Iterator[_Block]: # Until the first scan
         yield kind,at+2,end
         at = end
 
+# %% ../nbs/06_imagefile.ipynb #06gif02
 N_FRAMES = 10  # Frames of an animation that are looked at
 
 def _gif_blocks(data:bytes)->Iterator[_Block]: # Until the last frame that is looked at
@@ -213,25 +215,6 @@ def _cost_of(data:bytes, kind:bytes, start:int)->str: # A key of `_MAX_NOTES`; e
     if kind[:1] == b'\xff' and data.startswith(_SLOW_SEGMENTS, start): return 'slow'
     return _NOTES.get(kind, '')
 
-def check_blocks(
-    data:bytes, # Of a known format
-):
-    "Raises `TooCostly` for more blocks or metadata than real files have."
-    found = Counter[str]()
-    n_blocks = 0
-    file_format = format_of(data)
-    if file_format == 'TIFF': _check_tiff(data)
-    for kind,start,end in _WALKS.get(file_format, lambda data: iter(()))(data):
-        n_blocks += end-start if kind == b'junk' else 1
-        if n_blocks > _MAX_BLOCKS:
-            raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
-        cost = _cost_of(data, kind, start)
-        exif = kind in (b'eXIf', b'EXIF', b'table') or data.startswith(b'Raw profile type exif', start)
-        found[cost] += 1
-        index = data.startswith(b'MPF\0', start) and end-start > 4000  # of a file with several images
-        if index or exif and end-start > _MAX_EXIF or found[cost] > _MAX_NOTES.get(cost, _MAX_BLOCKS):
-            raise TooCostly(_TOO_MUCH)
-
 # %% ../nbs/06_imagefile.ipynb #06tif01
 _TIFF_TEXTS = (1, 2, 7)  # Types whose content Pillow leaves as bytes
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # None, fax, LZW, JPEG, deflate and PackBits
@@ -251,6 +234,26 @@ def _check_tiff(data:bytes):
         raise TooCostly('the tiles of the TIFF are too large; save it as PNG')
     if first.get(259, 1) not in _TIFF_COMPRESSIONS:
         raise UnsupportedImage('we do not read this compression of TIFF; save it with LZW, or as PNG')
+
+# %% ../nbs/06_imagefile.ipynb #06lim02
+def check_blocks(
+    data:bytes, # A whole image file
+):
+    "Raises `TooCostly` for more blocks or metadata than real files have."
+    found = Counter[str]()
+    n_blocks = 0
+    file_format = format_of(data)
+    if file_format == 'TIFF': _check_tiff(data)
+    for kind,start,end in _WALKS.get(file_format, lambda data: iter(()))(data):
+        n_blocks += end-start if kind == b'junk' else 1
+        if n_blocks > _MAX_BLOCKS:
+            raise TooCostly(f'the file has more than {_MAX_BLOCKS:,} parts; save the image again')
+        cost = _cost_of(data, kind, start)
+        exif = kind in (b'eXIf', b'EXIF', b'table') or data.startswith(b'Raw profile type exif', start)
+        found[cost] += 1
+        index = data.startswith(b'MPF\0', start) and end-start > 4000  # of a file with several images
+        if index or exif and end-start > _MAX_EXIF or found[cost] > _MAX_NOTES.get(cost, _MAX_BLOCKS):
+            raise TooCostly(_TOO_MUCH)
 
 # %% ../nbs/06_imagefile.ipynb #06png02
 def without_damaged_notes(

@@ -109,37 +109,37 @@ def _tensor_dicts(
     for key,value in items: yield from _tensor_dicts(value, (*place, str(key)), seen)
 
 # %% ../nbs/66_importing.ipynb #66020aa
-_WRAPPERS = '_orig_mod', 'module'
+_WRAPPERS = '_orig_mod', 'module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'
 _OTHER_NAMES = {'shortcut': 'downsample', 'linear': 'fc'}
 
-class _Candidate(NamedTuple):
-    "Tensors under names that could be those of our network."
-    place:str                  # Where they are; '' is the whole file
-    tensors:dict[str, Tensor]  # Without what stood in front of the names
-    dropped:list[str]          # What stood there
-    renamed:list[str]          # Such as 'linear to fc'
-    left:list[str]             # Names of tensors that are elsewhere in the same dictionary
+def _rename(name:str, other:dict[str, str])->str:
+    "Without the words of wrappers, and with other words for some."
+    return '.'.join(other.get(part, part) for part in name.split('.') if part not in _WRAPPERS)
 
-def _candidates(
-    content:Any, # Of a checkpoint
-    first:str, # A name in our network
-)->Iterator[_Candidate]:
+# %% ../nbs/66_importing.ipynb #66020ac
+class FoundWeights(NamedTuple):
+    "Weights that may fit a network, and how they were found."
+    tensors:dict[str, Tensor]  # A state dict for it
+    place:str                  # Where in the file they were; '' is the whole file
+    dropped:list[str]          # Words that were dropped from the names
+    renamed:list[str]          # Layers with another name, such as 'linear to fc'
+    left:list[str]             # Names of tensors that were not used
+    others:list[str]           # Other places whose weights would also fit
+
+def _candidates(content:Any, first:str)->Iterator[FoundWeights]: # `first` is a name in our network
     "Each way to read a dictionary of a checkpoint as weights."
     for place,tensors in _tensor_dicts(content):
         words = {word for name in tensors for word in name.split('.')}
         used = [word for word in _WRAPPERS if word in words]
         for other in ({}, {word: name for word,name in _OTHER_NAMES.items() if word in words}):
             renamed = [f'{word} to {name}' for word,name in other.items()]
-            named = {}
-            for name,tensor in tensors.items():
-                parts = [other.get(part, part) for part in name.split('.') if part not in _WRAPPERS]
-                named['.'.join(parts)] = tensor
+            named = {_rename(name, other): tensor for name,tensor in tensors.items()}
             fronts = [name.removesuffix(first) for name in named if f'.{name}'.endswith(f'.{first}')]
             for front in fronts:
                 ours = {name.removeprefix(front): t for name,t in named.items() if name.startswith(front)}
                 left = [name for name in named if not name.startswith(front)]
                 above = front.split('.')[:-1]
-                yield _Candidate('.'.join((*place, *above)), ours, used + above, renamed, left)
+                yield FoundWeights(ours, '.'.join((*place, *above)), used + above, renamed, left, [])
 
 # %% ../nbs/66_importing.ipynb #66022aa
 def _is_counter(name:str)->bool: return name.endswith('num_batches_tracked')
@@ -151,10 +151,7 @@ def _unknown(tensors:dict[str, Tensor], wanted:dict[str, Tensor])->tuple[list[st
     inside = [name for name in names if name.partition('.')[0] in layers and '.total_' not in name]
     return inside,[name for name in names if name not in inside]
 
-def _differences(
-    tensors:dict[str, Tensor], # Of a candidate
-    wanted:dict[str, Tensor], # Of our network, without memory
-)->list[str]: # Empty when they fit
+def _differences(tensors:dict[str, Tensor], wanted:dict[str, Tensor])->list[str]: # Empty when they fit
     "What keeps tensors from being the weights of a network."
     needed = [name for name in wanted if not _is_counter(name)]
     missing = [f'{name} is missing from the file' for name in needed if name not in tensors]
@@ -163,16 +160,15 @@ def _differences(
               for name,tensor in tensors.items() if name in wanted and tensor.shape != wanted[name].shape]
     return shapes + missing + unknown
 
-# %% ../nbs/66_importing.ipynb #66023aa
-class FoundWeights(NamedTuple):
-    "Weights that fit a network, and how they were found."
-    tensors:dict[str, Tensor]  # A state dict for it
-    place:str                  # Where in the file they were; '' is the whole file
-    dropped:list[str]          # Words that were dropped from the names
-    renamed:list[str]          # Layers with another name, such as 'linear to fc'
-    left:list[str]             # Names of tensors that were not used
-    others:list[str]           # Other places whose weights would fit, too
+def _what_differs(closest:list[str]|None, content:Any, wanted:dict[str, Tensor])->str:
+    "The first differences between the closest dictionary and the network."
+    more = f', and {len(closest)-3} more' if closest and len(closest) > 3 else ''
+    if closest: return ', '.join(closest[:3]) + more
+    names = [name for _,tensors in _tensor_dicts(content) for name in tensors]
+    if not names: return f'it holds no dictionary of tensors, but {type(content).__name__}'
+    return f'no name ends in {next(iter(wanted))}; its names are {", ".join(names[:3])}, …'
 
+# %% ../nbs/66_importing.ipynb #66023aa
 def find_weights(
     content:Any, # From `read_checkpoint`
     wanted:dict[str, Tensor], # State dict of the network, on any device
@@ -189,18 +185,10 @@ def find_weights(
     if key and key not in places:
         raise ValueError(f'no weights that fit are called {key!r}: use one of {", ".join(places)}')
     found = next(candidate for candidate in fitting if key in ('', candidate.place))
-    tensors = {name: found.tensors.get(name, torch.tensor(0)) for name in wanted}
-    left = found.left + _unknown(found.tensors, wanted)[1]
-    others = [place for place in places if place != found.place]
-    return FoundWeights(tensors, found.place, found.dropped, found.renamed, left, others)
-
-def _what_differs(closest:list[str]|None, content:Any, wanted:dict[str, Tensor])->str:
-    "The first differences between the closest dictionary and the network."
-    more = f', and {len(closest)-3} more' if closest and len(closest) > 3 else ''
-    if closest: return ', '.join(closest[:3]) + more
-    names = [name for _,tensors in _tensor_dicts(content) for name in tensors]
-    if not names: return f'it holds no dictionary of tensors, but {type(content).__name__}'
-    return f'no name ends in {next(iter(wanted))}; its names are {", ".join(names[:3])}, …'
+    return found._replace(
+        tensors={name: found.tensors.get(name, torch.tensor(0)) for name in wanted},
+        left=found.left + _unknown(found.tensors, wanted)[1],
+        others=[place for place in places if place != found.place])
 
 # %% ../nbs/66_importing.ipynb #66027aa
 def _read_like(name:str, settings:Settings|None)->dict: # Fields of a card
@@ -214,6 +202,21 @@ def _read_like(name:str, settings:Settings|None)->dict: # Fields of a card
 def _value(text:Any)->Any: # '[8, 8]' to [8, 8]; what is not JSON stays as it is
     try: return json.loads(text) if isinstance(text, str) else text
     except ValueError: return text
+
+def _new_card(fields:dict, dataset:str, revision:str)->ModelCard:
+    "A card with what is known of foreign weights. Raises `ConfigError` for a value that no card can have."
+    default = CIFAR_STATS['cifar10']
+    known:dict[str, Any] = dict(mean=default.mean, std=default.std, input_size=32)
+    for key in ('architecture', 'arguments', 'classes', 'mean', 'std', 'input_size'):
+        if key in fields: known[key] = fields[key]
+    try:
+        return ModelCard(
+            schema_version=2, dataset=dataset, recipe={}, epochs=0, seed=0,
+            validation_accuracy=None, test_accuracy=None, test_accuracy_tta=None, temperature=1,
+            confidence_threshold=None, versions={}, revision=revision, **known)
+    except ValidationError as e:
+        faults = '; '.join(f'{".".join(map(str, d["loc"]))}: {d["msg"]}' for d in e.errors())
+        raise ConfigError(f'no card can say that: {printable(faults, 300)}') from e
 
 def _arguments(architecture:str, n_classes:int, size:int)->list[dict]: # For `create_model`
     "Arguments to try. A checkpoint does not name the stem of a ResNet, but its shape tells."
@@ -233,29 +236,16 @@ def choose_card(
 )->ModelCard: # Its arguments are those given, and those of `like` if that has the same architecture
     "What a card can say about foreign weights. Raises `ConfigError` for what is not given."
     base = _read_like(like, settings) if like else {}
-    same = architecture in (None, base.get('architecture'))
     given = dict(architecture=architecture, classes=classes, **more)
     fields = base | {key: value for key,value in given.items() if value is not None}
     for key in ('architecture', 'classes'):
         if not fields.get(key):
             raise ConfigError(f'give --{key}, or --like MODEL to take that of another model')
-    fields['arguments'] = {
-        **(base.get('arguments', {}) if same else {}),
-        **{key: _value(value) for key,value in (more.get('arguments') or {}).items()}}
-    default = CIFAR_STATS['cifar10']
-    known = ('architecture', 'arguments', 'classes', 'mean', 'std', 'input_size')
-    fields = {k: fields[k] for k in known if k in fields}
-    plain:dict[str, Any] = dict(mean=default.mean, std=default.std, input_size=32)
-    fields = plain | fields
+    same = fields['architecture'] == base.get('architecture')
+    set_by_hand = {key: _value(value) for key,value in (more.get('arguments') or {}).items()}
+    fields['arguments'] = (base.get('arguments', {}) if same else {}) | set_by_hand
     revision = f'imported from {printable(Path(path).name, 100)}'
-    try:
-        return ModelCard(
-            schema_version=2, dataset=base.get('dataset', 'not recorded'), recipe={}, epochs=0, seed=0,
-            validation_accuracy=None, test_accuracy=None, test_accuracy_tta=None, temperature=1,
-            confidence_threshold=None, versions={}, revision=revision, **fields)
-    except ValidationError as e:
-        faults = '; '.join(f'{".".join(map(str, d["loc"]))}: {d["msg"]}' for d in e.errors())
-        raise ConfigError(f'no card can say that: {printable(faults, 300)}') from e
+    return _new_card(fields, base.get('dataset', 'not recorded'), revision)
 
 # %% ../nbs/66_importing.ipynb #66030aa
 def class_names(

@@ -25,7 +25,8 @@ from PIL import AvifImagePlugin, Image
 
 from .core import ImageError
 from .imagefile import WEB_FORMATS, EmptyImage, TooCostly, UnsupportedImage
-from .photos import MAX_PIXELS, TooManyPixels, open_image, pixel_array, use_heif
+from .opening import MAX_PIXELS, TooManyPixels, open_image, use_heif
+from .photos import pixel_array
 
 # %% ../nbs/62_sandbox.ipynb #62009aa
 @dataclass(frozen=True)

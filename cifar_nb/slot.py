@@ -65,7 +65,7 @@ class ModelSlot:
 
     def open(self):
         "Get ready for changes while it serves: they are made one after the other, by a thread of their own."
-        self.closing = False  # a race ends after the backend that is being measured
+        self.closing = False  # a race ends after the images that are being timed
         self.changes = ThreadPoolExecutor(1, 'model', set_threads, (self.settings.threads,))
         self.coming:Future|None = None
 
@@ -135,16 +135,11 @@ class ModelSlot:
         if self.backend == 'auto':
             # Two processes that measured at the same time would slow each other down
             with FileLock(self.race_lock) if self.race_lock else nullcontext():
-                self.predictor,rows = fastest(self.predictor, self._candidates(), threads=threads)
+                self.predictor,rows = fastest(self.predictor, threads=threads, stopped=lambda: self.closing)
             for name,one,eight,note in rows:
                 times = note or f'{one} ms for one image, {eight} ms for eight'
                 log.info('backend %s: %s', name, times)
         _freeze_garbage()
-
-    def _candidates(self):
-        # `compiled` would need half a minute to start
-        for backend in ('eager', 'bfloat16', 'onnx'):
-            if not self.closing: yield backend
 
     def _with_backend(self,
         new:Predictor, # Computes eagerly

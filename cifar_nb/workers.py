@@ -23,11 +23,11 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from .access import Server, Worker
+from .connections import Server, Worker
 from .core import ConfigError, log
-from .guard import ServiceSettings
-from .observe import Crew, start_logging
+from .observe import start_logging
 from .serve import create_app, server_config
+from .settings import Crew, ServiceSettings
 
 # %% ../nbs/96_workers.ipynb #2db8455d
 @contextmanager

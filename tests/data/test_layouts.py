@@ -122,6 +122,11 @@ def test_an_unclear_layout_is_an_error_whose_commands_work(tmp_path, write, case
     assert set(load_dataset(as_classes, 8).train.classes) == top
 
 
+def test_one_part_inside_of_each_folder_is_named(tmp_path, write):
+    build(tmp_path, write, inside("set_a/train", "set_b/train"))
+    with pytest.raises(DatasetError, match="set_a, set_b contain train"): load_dataset(str(tmp_path))
+
+
 def test_parts_inside_of_classes_are_named(tmp_path, write):
     build(tmp_path, write, inside("cat", "dog", classes=("train", "test")))
     said = r"cat, dog contain test, train, .* outer folders \(test/cat\)"
@@ -328,6 +333,7 @@ def test_copies_are_on_one_side_of_every_split(tmp_path, write):
     (lambda p, write: build(p, write, ["train", "test"]), "if train is a class, use `cifar-nb .* classes="),
     (lambda p, write: build(p, write, [""]), "is one of the classes, name the folder above it"),
     (lambda p, write: build(p, write, inside("PetImages")), "PetImages has several folders: is that"),
+    (lambda p, write: build(p, write, inside("a/b/c")), "a/b/c has several folders: is that the one"),
     (lambda p, write: write(p / "cifar-10-batches-py" / "1.png"), "files of CIFAR: use --data cifar10"),
 ])
 def test_one_step_away_is_said(tmp_path, write, build_it, said):

@@ -16,11 +16,12 @@ from tools.files import P3, ink_profile, rgb_profile
 from cifar_nb.core import Settings
 from cifar_nb.datasets import content_key
 from cifar_nb.folders import load_dataset
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.images import Images, normalize
-from cifar_nb.photos import image_pixels, to_rgb, upright
+from cifar_nb.opening import upright
+from cifar_nb.photos import image_pixels, to_rgb
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 CLI = Path(sys.executable).with_name("cifar-nb")
 SIZE = 32

@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from tools.repository import ROOT
 
 from cifar_nb import __version__
-from cifar_nb.guard import ServiceSettings
+from cifar_nb.settings import ServiceSettings
 
 
 def test_bundled_models_are_small():

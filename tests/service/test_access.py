@@ -20,9 +20,9 @@ from tools.files import PNG
 from tools.models import Held
 from tools.server import until
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served, server_config
+from cifar_nb.settings import ServiceSettings
 
 KEY = {"X-API-Key": "open sesame"}
 FORM = "multipart/form-data; boundary=x"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from tools.files import JPEG
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

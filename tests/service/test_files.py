@@ -170,6 +170,8 @@ def other_files():
         ("SVG", svg, "SVG"),
         ("SVG with a prolog", b"<?xml version='1.0'?><svg/>", "SVG"),
         ("SVG with a comment", b"\n<!-- made by hand -->\n<svg/>", "SVG"),
+        ("SVG behind a byte-order mark", b"\xef\xbb\xbf<svg/>", "SVG"),
+        ("XHTML", b'<?xml version="1.0"?>\n<html>', "web page"),
         ("PDF", b"%PDF-1.7", "PDF"),
         ("EPS", b"%!PS-Adobe", "PostScript"),
         ("WAVE", b"RIFF\x24\0\0\0WAVEfmt ", "not an image"),

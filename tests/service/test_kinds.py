@@ -9,10 +9,10 @@ import pytest
 from tools.files import JPEG, PNG
 
 from cifar_nb.core import ImageError
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.requests import from_base64
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 TEXT = base64.b64encode(JPEG).decode()
 LINES = [TEXT[i:i + 76] for i in range(0, len(TEXT), 76)]

@@ -11,9 +11,10 @@ from tools.colab import launch_cells
 
 from cifar_nb import serve
 from cifar_nb.core import ConfigError
-from cifar_nb.guard import ServiceSettings
+from cifar_nb.port import open_port
 from cifar_nb.predict import Predictor
-from cifar_nb.serve import create_app, open_port, served
+from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from PIL import Image
 from tools.files import BASE, JPEG, PNG, chunk, saved
 from tools.server import COMMAND, service, until
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 SIMPLE = (files("cifar_nb.weights") / "simple.safetensors").read_bytes()
 

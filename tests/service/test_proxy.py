@@ -18,9 +18,9 @@ from tools.files import PNG, noise
 from tools.repository import ROOT
 from tools.server import until
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 PREFIX = "/images"
 # What the README leaves to nginx.conf; one process, which may write into our folder

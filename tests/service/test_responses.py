@@ -5,9 +5,9 @@ import httpx
 import pytest
 from tools.files import PNG, raw_png
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 KEY = {"X-API-Key": "open sesame"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}

@@ -12,10 +12,10 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from tools.files import BASE, saved
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.imagefile import WEB_FORMATS
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 # A schema cannot say that bytes are an image, so those that must be accepted are drawn from these files;
 # test_files.py sends others

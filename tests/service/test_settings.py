@@ -22,9 +22,10 @@ from tools.server import service, until
 
 from cifar_nb.core import ConfigError
 from cifar_nb.export import BACKENDS
-from cifar_nb.guard import ServiceSettings
+from cifar_nb.port import open_port
 from cifar_nb.predict import Predictor
-from cifar_nb.serve import create_app, open_port, served
+from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}

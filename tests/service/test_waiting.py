@@ -9,9 +9,9 @@ from tools.models import Held
 from tools.server import until
 
 from cifar_nb.core import ModelError
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.settings import ServiceSettings
 
 
 def send(url): return httpx.post(f"{url}/predict", files={"file": JPEG}, timeout=60)

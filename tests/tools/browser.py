@@ -47,9 +47,9 @@ def page(**context):
 
 def screenshot(image, out):
     "The page after an image was dropped on it."
-    from cifar_nb.guard import ServiceSettings
     from cifar_nb.predict import Predictor
     from cifar_nb.serve import create_app, served
+    from cifar_nb.settings import ServiceSettings
     app = create_app(ServiceSettings.read(), Predictor.load("cifar10"))
     with served(app) as url, page(viewport=dict(width=720, height=900)) as tab:
         tab.goto(url)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from playwright.sync_api import expect
 from tools.files import BASE, saved
 
-from cifar_nb.guard import ServiceSettings
 from cifar_nb.predict import Predictor
+from cifar_nb.settings import ServiceSettings
 
 PHONE = dict(width=390, height=800)
 LOOK = "where did it look?"

@@ -48,6 +48,18 @@ def test_a_checkpoint_becomes_a_model(command, theirs, net, tmp_path):
     assert card.test_accuracy is None and card.epochs == 0 and card.revision == "imported from theirs.pth"
 
 
+def test_words_inside_of_names_are_dropped(command, net, tmp_path):
+    words = "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
+    renamed = {name: words[0] + name.replace(".", f".{words[1]}", 1) for name in net.state_dict()}
+    state = {renamed[name]: tensor for name, tensor in net.state_dict().items()}
+    path, out = tmp_path / "theirs.pth", tmp_path / "ours.safetensors"
+    torch.save(state, path)
+    done = command("import", path, "--like", "simple", "--out", out)
+    assert done.returncode == 0 and all(word in done.stdout for word in words), done.stderr
+    ours = read_model(out)[0].state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_everything_by_hand(command, net, tmp_path):
     path, out = tmp_path / "plain.pth", tmp_path / "plain.safetensors"
     torch.save(net.state_dict(), path)
