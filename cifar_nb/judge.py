@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .evaluate import Report, class_table, confusion, wilson_interval
+from .evaluate import Report, class_table, confusion, interval_text, wilson_interval
 
 # %% ../nbs/44_judge.ipynb #44018bb
 class Paired(NamedTuple):
@@ -81,7 +81,7 @@ def _small_classes(report:Report)->list[str]:
     for name,n,recall in zip(report.classes, counts, report.per_class().tolist()):
         if not n: continue
         low,high = wilson_interval(recall, n)
-        if high-low > .2: small.append(f'{name!r} ({n:,}: {100*low:.0f} to {high:.0%})')
+        if high-low > .2: small.append(f'{name!r} ({n:,}: {interval_text(round(recall*n), n)})')
     sentences = []
     if missing: sentences.append(f'there is no image of {_listed(missing)}: nothing is known about that')
     if small:
