@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 from machine import RESULTS, conditions, summary, write
 
+from cifar_nb.checkpoint import Checkpointer
 from cifar_nb.convnet import multiply_adds
 from cifar_nb.core import Settings
 from cifar_nb.device import best_device, keep_memory, repeatable_kernels
 from cifar_nb.experiment import checkpoint_path, run_recipe
-from cifar_nb.fit import Checkpointer
 from cifar_nb.modelfile import load_model
 from cifar_nb.recipes import RECIPE_NAMES, find_recipe
 

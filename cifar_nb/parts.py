@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 
 from .augment import flip_where
 from .batches import BatchLoader
+from .checkpoint import Checkpointer
 from .core import ConfigError
 from .device import Amp, seed_everything
-from .fit import BestEpoch, Checkpointer, History, fit
+from .fit import BestEpoch, History, fit
 from .images import Images, Stats
 from .models import create_model, transfer_
 from .policies import find_mix, find_policy

@@ -67,6 +67,7 @@ _DATA_URL = re.compile(r'.{0,2000}?\bbase64\s*,|data:.{0,2000}?,', re.IGNORECASE
 _HEX = re.compile(r'(0x)?(ffd8ff|89504e47|47494638|52494646|424d)', re.IGNORECASE)
 _ELSEWHERE = re.compile(
     r'[a-z]{1,10}://|blob:|.{1,500}\.(jpe?g|png|gif|webp|bmp|avif|tiff?|hei[cf])$', re.IGNORECASE)
+_INDENT = re.compile(r'(?<=[\r\n])[ \t]{2,}')  # A single space may have been a +
 _WEB_SAFE = bytes.maketrans(b'-_', b'+/')
 
 def from_base64(
@@ -80,7 +81,8 @@ def from_base64(
                          'send the bytes of the image file in base64')
     prefix = _DATA_URL.match(bare)
     try:
-        data = bare[prefix.end() if prefix else 0:].encode('ascii').translate(_WEB_SAFE, b'\t\r\n')
+        lines = _INDENT.sub('', bare[prefix.end() if prefix else 0:])
+        data = lines.encode('ascii').translate(_WEB_SAFE, b'\t\r\n')
         data = _restore_plus(data.strip()).rstrip(b'=')
         return base64.b64decode(data+b'='*(-len(data) % 4), validate=True)
     except ValueError as e:

@@ -79,9 +79,8 @@ def _choose_recipe(
     settings:Settings,
 ): # A name for the file, and the recipe
     "The recipe with all changes. Raises `ConfigError` for two recipes, or for a change that is not possible."
-    from cifar_nb.experiment import recipe_of
     from cifar_nb.modelfile import find_model, read_card
-    from cifar_nb.recipes import find_recipe, with_changes
+    from cifar_nb.recipes import find_recipe, recipe_of, with_changes
     if name and from_card: raise ConfigError('--recipe and --from-card are two recipes: give one of them')
     if not from_card:
         name = name or 'simple'

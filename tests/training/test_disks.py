@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import cifar_nb.experiment
+import cifar_nb.rescue
 from cifar_nb.core import ConfigError, Settings
 from cifar_nb.experiment import checkpoint_path, run_recipe
 from cifar_nb.images import synthetic
@@ -35,7 +35,7 @@ def refuse(monkeypatch, n):
         calls.append(1)
         if len(calls) <= n: raise FULL
         return save_model(*args, **options)
-    monkeypatch.setattr(cifar_nb.experiment, "save_model", save)
+    monkeypatch.setattr(cifar_nb.rescue, "save_model", save)
 
 
 def test_a_model_that_cannot_be_saved_is_elsewhere(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from PIL import Image
 from tools.files import two_classes
 
 import cifar_nb.fit
+from cifar_nb.checkpoint import Checkpointer
 from cifar_nb.core import ConfigError, Settings, TrainingDiverged
 from cifar_nb.experiment import checkpoint_path, run_recipe
-from cifar_nb.fit import Checkpointer
 from cifar_nb.modelfile import read_model
 from cifar_nb.recipes import find_recipe
 
