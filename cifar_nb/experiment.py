@@ -100,6 +100,7 @@ class Outcome:
     valid:Report|None = None  # None when no images were held out
     six_views:Report|None = None  # Test images with test-time augmentation, for a fast recipe
     kept_epoch:int|None = None  # The pass whose weights were kept
+    kept_by:str|None = None  # Why that one
 
 # %% ../nbs/81_experiment.ipynb #81061aa
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
@@ -132,7 +133,7 @@ def make_card(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
         input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
-        kept_epoch=outcome.kept_epoch, seed=recipe.seed, trained_on=trained_on,
+        kept_epoch=outcome.kept_epoch, kept_by=outcome.kept_by, seed=recipe.seed, trained_on=trained_on,
         validation_accuracy=valid.accuracy if valid else None,
         test_accuracy=test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
         temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
@@ -227,7 +228,9 @@ def _run(recipe, out, settings, *, half, on_data, on_epoch):
     options = dict(validate=validate, checkpoint=checkpoint, on_epoch=on_epoch)
     epochs,kept,diverged = train_to_best(lambda: parts.train(recipe.epochs, **options), parts.stopper)
     model = as_saved(parts.model, half)
-    outcome = Outcome(epochs, kept_epoch=kept, **_test(model, report, measured, parts.six_views))
+    kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
+    tested = _test(model, report, measured, parts.six_views)
+    outcome = Outcome(epochs, kept_epoch=kept, kept_by=kept_by, **tested)
     keys = _trained_keys(train, start)
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
     trained_on = None if keys is None else dict(rule, images=len(keys))

@@ -12,17 +12,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from .core import CifarNbError, ConfigError, ModelError, Settings
-from .modelfile import ModelCard, find_model, read_card, read_trained_keys, replace_card
 from .shell import A_DATA_SET, DataDir, Device, Json, SkipBroken, new_app, not_empty, read_settings
 from .text import printable
 
 # %% ../nbs/76_operate.ipynb #76007bb
 def open_data(
-    card:ModelCard,
+    card, # A `ModelCard`
     data:str|None, # A name for `load_dataset`; None takes what the model was trained on
     settings:Settings,
 )->tuple[str, object]: # The name, and the `Dataset`
@@ -59,7 +57,10 @@ def validation_images(
     data, # The `Dataset`
 ): # `Images` that the model has not learned from, and that are not test images
     "The images that choices may be made by. Raises `ConfigError` when there are none."
+    import torch
+
     from cifar_nb.datasets import image_keys
+    from cifar_nb.modelfile import read_trained_keys
     keys = read_trained_keys(path)
     images = data.valid if data.valid is not None else data.train if keys is not None else None
     if images is None:
@@ -97,8 +98,9 @@ def _target(
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
     return out
 
-def _write(path:Path, card:ModelCard, out:Path):
+def _write(path:Path, card, out:Path):
     "Raises `ConfigError` when the file cannot be written."
+    from cifar_nb.modelfile import replace_card
     try: replace_card(path, card, out)
     except OSError as e: raise ConfigError(f'{out} cannot be written: {e.strerror or e}') from e
 
@@ -110,7 +112,7 @@ def _lines(report, point)->list[str]: # For people
     from cifar_nb.threshold import Measured, trade_off
     mine = report.labels == report.classes.index(point.class_name)
     said = report.predictions == report.classes.index(point.class_name)
-    found,alarms = (Measured.of(int(said[part].sum()), int(part.sum())) for part in (mine, ~mine))
+    found,alarms = [Measured.of(int(said[part].sum()), int(part.sum())) for part in (mine, ~mine)]
     lines = [str(point), f'the most probable class alone: finds {found}; false alarms {alarms}', '',
              str(trade_off(report, point.class_name)), '']
     n,low = point.recall.images,point.recall.low
@@ -141,6 +143,7 @@ def threshold(
     Without a goal, say what was chosen."""
     if (recall is not None) + (false_alarms is not None) + clear > 1:
         raise ConfigError('--recall, --false-alarms and --clear are three wishes: give one of them')
+    from cifar_nb.modelfile import find_model, read_card
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     path = find_model(model, settings)
     card,text = read_card(path),recall if recall is not None else false_alarms
@@ -167,7 +170,7 @@ def _choose(path, recall, false_alarms, *, data, settings): # The report on vali
     report = measure_as_served(predictor, images, where)
     return report,choose_point(report, name, **{flag[2:].replace('-', '_'): value})
 
-def _say(card:ModelCard, as_json:bool):
+def _say(card, as_json:bool):
     point = card.operating_point
     if as_json: return print(json.dumps(point and point.model_dump()))
     if point: return print(printable(str(point), 500))
