@@ -86,7 +86,7 @@ def _small_classes(report:Report)->list[str]:
     if missing: sentences.append(f'there is no image of {_listed(missing)}: nothing is known about that')
     if small:
         sentences.append(f'too few images to know the recall of {_listed(small)}: '
-                         'about 100 per class give ± 10 points')
+                         'about 100 per class give it to within 10 points')
     return sentences
 
 def verdict(
