@@ -80,7 +80,7 @@ class Report:
     def baseline(self)->tuple[str, int]: # Name of the most frequent class, its number of images
         "What would always be said without looking, and for how many images that would be right."
         n,label = self.labels.bincount().max(0)
-        return self.classes[label],n.item()
+        return self.classes[int(label)],int(n)
 
     def table(self)->Table:
         "The summary. Top-3 accuracy only where it says something: with four classes or more."

@@ -31,8 +31,9 @@ def _score(
 )->tuple[float, float]: # The monitored number, and the loss for a tie
     "Of which more is better; NaN is the worst."
     loss = -report.loss
-    values = loss if monitor == 'loss' else getattr(report, monitor),loss
-    return tuple(-math.inf if math.isnan(value) else value for value in values)
+    value = loss if monitor == 'loss' else getattr(report, monitor)
+    def ranked(v:float)->float: return -math.inf if math.isnan(v) else v
+    return ranked(value),ranked(loss)
 
 # %% ../nbs/33_fit.ipynb #6a90107d
 @dataclass

@@ -10,7 +10,7 @@ import json
 import os
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ def open_data(
     card, # A `ModelCard`
     data:str|None, # A name for `load_dataset`; None takes what the model was trained on
     settings:Settings,
-)->tuple[str, object]: # The name, and the `Dataset`
+)->tuple[str, Any]: # The name, and the `Dataset`
     "The data to measure a model on. Raises `DatasetError` or `DatasetUnavailable` that says what to give."
     from cifar_nb.folders import load_dataset
     try: return data or card.dataset,load_dataset(data or card.dataset, card.input_size, settings)

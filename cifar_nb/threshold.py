@@ -71,7 +71,7 @@ class OperatingPoint(BaseModel):
 # %% ../nbs/45_threshold.ipynb #45020bb
 def _check_question(report:Report, name:str)->None:
     "Raises `ConfigError` where the images cannot answer for a class."
-    if name not in report.classes: raise ConfigError(f'no class {name!r}: {nearest(name, report.classes)}')
+    if name not in report.classes: raise ConfigError(f'no class {name!r}: {nearest(name, list(report.classes))}')
     n = int((report.labels == report.classes.index(name)).sum())
     if 0 < n < len(report): return
     what = f'images of {name!r}' if not n else f'images of other classes than {name!r}'
@@ -91,7 +91,7 @@ def choose_point(
         raise ConfigError('an operating point has one goal: give a recall, or a rate of false alarms')
     _check_question(report, name)
     thresholds,found,alarms = sweep(report, name)
-    n,others = found[0].item(),alarms[0].item()
+    n,others = int(found[0]),int(alarms[0])
     if recall is not None:
         if not 0 < recall <= 1: raise ConfigError(f'a recall of {recall}: use a number above 0, at most 1')
         i = int(torch.nonzero(found >= math.ceil(recall*n-1e-9)).max())
@@ -106,7 +106,7 @@ def choose_point(
         i,goal = int(few.min()),f'for at most {false_alarms:.4g} false alarms per other image'
     return OperatingPoint(
         class_name=name, threshold=thresholds[i].item(), goal=goal,
-        recall=Measured.of(found[i].item(), n), false_alarms=Measured.of(alarms[i].item(), others))
+        recall=Measured.of(int(found[i]), n), false_alarms=Measured.of(int(alarms[i]), others))
 
 # %% ../nbs/45_threshold.ipynb #45024bb
 def trade_off(
