@@ -200,9 +200,8 @@ def _trained_keys(train:Images, start:Start)->Tensor|None: # None when those of 
 # %% ../nbs/81_experiment.ipynb #81073aa
 def _checkpointer(out, recipe, train, valid)->Checkpointer: # Resumes only the same choices and images
     choices = _dotted(recipe.model_dump(mode='json'))
-    choices |= {'classes': [*train.classes], 'images': len(train)}
-    choices['digest of the images'] = _digest(train, valid)
-    return Checkpointer(checkpoint_path(out), choices)
+    choices |= dict(classes=list(train.classes), images=len(train))
+    return Checkpointer(checkpoint_path(out), choices | {'digest of the images': _digest(train, valid)})
 
 def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
     valid = report(model, measured['validation']) if measured['validation'] else None

@@ -71,7 +71,8 @@ class OperatingPoint(BaseModel):
 # %% ../nbs/45_threshold.ipynb #45020bb
 def _check_question(report:Report, name:str)->None:
     "Raises `ConfigError` where the images cannot answer for a class."
-    if name not in report.classes: raise ConfigError(f'no class {name!r}: {nearest(name, list(report.classes))}')
+    if name not in report.classes:
+        raise ConfigError(f'no class {name!r}: {nearest(name, list(report.classes))}')
     n = int((report.labels == report.classes.index(name)).sum())
     if 0 < n < len(report): return
     what = f'images of {name!r}' if not n else f'images of other classes than {name!r}'
