@@ -221,6 +221,24 @@ def train(
     name,chosen = _choose_recipe(recipe, from_card, changes, settings)
     _run(name, chosen, _choose_output(out, name, settings), settings, fresh=fresh, half=half)
 
+# %% ../nbs/87_training.ipynb #87029ab
+def _class_names(
+    text:str|None, # Names with commas between them, or a text file with one per line
+)->list[str]|None: # None for None
+    "The names of classes, from a flag."
+    if text is None: return None
+    try: is_file = Path(text).is_file()
+    except OSError: is_file = False  # longer than a file name can be
+    parts = Path(text).read_text(encoding='utf-8-sig').splitlines() if is_file else text.split(',')
+    return [part.strip() for part in parts if part.strip()]
+
+def _three_numbers(
+    text:str|None, # Such as .49,.48,.45
+)->list[float]|None: # None for None
+    "A number for each channel, from a flag. Raises `ConfigError` for something else."
+    try: return None if text is None else [float(part) for part in text.split(',')]
+    except ValueError as e: raise ConfigError(f'{text!r} is not three numbers: write .49,.48,.45') from e
+
 # %% ../nbs/87_training.ipynb #87030aa
 _LIKE = 'A model, or its card as JSON, for what is not given'
 _COMMAS = 'Class names in index order, with commas; or a text file with one per line'
@@ -242,11 +260,11 @@ def import_checkpoint(
     out:Annotated[Path|None, _choice('The model file to write', _IMPORTED)]=None,
 ):
     "Turn a checkpoint from elsewhere into a model file. No code in it is run."
-    from cifar_nb.importing import choose_card, class_names, import_model, three_numbers
+    from cifar_nb.importing import choose_card, import_model
     settings,arguments = read_settings(),_assignments(change or [])
     card = choose_card(
-        checkpoint, architecture=architecture, classes=class_names(classes), like=like, settings=settings,
-        mean=three_numbers(mean), std=three_numbers(std), input_size=size, arguments=arguments)
+        checkpoint, architecture=architecture, classes=_class_names(classes), like=like, settings=settings,
+        mean=_three_numbers(mean), std=_three_numbers(std), input_size=size, arguments=arguments)
     out = _choose_output(out, checkpoint.stem, settings)
     card,lines = import_model(checkpoint, out, card, key=key)
     print(*lines, f'saved {out}; measure it: cifar-nb evaluate --model {out} --data DATA', sep='\n')
