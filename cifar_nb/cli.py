@@ -27,14 +27,14 @@ if os.path.basename(sys.argv[0]) == 'cifar-nb' and sys.argv[1:2] == ['serve']: _
 
 # %% ../nbs/97_cli.ipynb #97imports
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import __version__
-from .core import ImageError, ModelError
+from .core import ConfigError, ImageError
+from .operate import measure_as_served, open_data, operating_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
@@ -55,6 +55,7 @@ from .training import training_commands
 app,model_commands = new_app(),new_app()
 app.add_typer(training_commands)
 app.add_typer(model_commands)
+app.add_typer(operating_commands)
 
 def _show_version(wanted:bool): # A callback for typer
     if not wanted: return
@@ -70,21 +71,23 @@ def commands(version:_Version=False):
 
     Each setting is also an environment variable, CIFAR_NB_…; flags win."""
 
-# %% ../nbs/97_cli.ipynb #da808c8b
-def _evaluate(predictor, images, name:str): # The report
-    "Measure a model on images of the data set `name`. Raises `ModelError` for other classes."
-    from cifar_nb.batches import BatchLoader
-    from cifar_nb.evaluate import evaluate
-    card = predictor.card
-    if images.classes != card.classes:
-        ours,theirs = (', '.join(classes[:5]) for classes in (card.classes, images.classes))
-        raise ModelError(f'the classes of the model {predictor.name} ({ours}, …) '
-                         f'are not those of {name} ({theirs}, …)')
-    dl = BatchLoader(images, card.stats, min(500, len(images)), device=predictor.device)
-    report = evaluate(predictor.model, dl, card.classes, device=predictor.device)
-    return replace(report, logits=report.logits/card.temperature)  # as they are served
-
 # %% ../nbs/97_cli.ipynb #97evalaa
+def _numbers(report)->dict: # For JSON
+    from cifar_nb.evaluate import confusion
+    from cifar_nb.judge import verdict
+    most,n = report.baseline
+    return dict(
+        images=len(report), loss=report.loss, top1=report.accuracy, top3=report.top_k(3),
+        most_frequent=most, baseline=n/len(report), balanced_accuracy=report.balanced_accuracy,
+        macro_f1=report.macro_f1, per_class=dict(zip(report.classes, report.per_class().tolist())),
+        confusion=confusion(report).tolist(), verdict=verdict(report))
+
+def _at(point, report)->str: # What an operating point gives on these images
+    from cifar_nb.threshold import measure_point
+    try: found,alarms = measure_point(report, point)
+    except ConfigError as e: return f'not measured here: {e}'
+    return f'on these images: finds {found}; false alarms {alarms}'
+
 _MEASURED = f'{A_DATA_SET} [else what the model was trained on]'
 
 @model_commands.command()
@@ -96,23 +99,22 @@ def evaluate(
     data_dir:DataDir=None,
     as_json:Json=False,
 ):
-    "Measure a model on test images: accuracy, each class, bias."
-    from cifar_nb.evaluate import class_table
-    from cifar_nb.folders import load_dataset
+    "Measure a model on test images: accuracy, each class, and what that is worth, in words."
+    from cifar_nb.judge import summary
     from cifar_nb.predict import Predictor
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     predictor = Predictor.load(model, settings)
-    card = predictor.card
-    name = data or card.dataset
-    report = _evaluate(predictor, load_dataset(name, card.input_size, settings).test, name)
-    if not as_json: return print(report.table(), '', class_table(report), sep='\n')
-    print(json.dumps(dict(
-        model=predictor.name, data=name, images=len(report), loss=report.loss, top1=report.accuracy,
-        top3=report.top_k(3), per_class=dict(zip(card.classes, report.per_class().tolist())))))
+    name,dataset = open_data(predictor.card, data, settings)
+    report = measure_as_served(predictor, dataset.test, name)
+    if as_json: return print(json.dumps(dict(model=predictor.name, data=name, **_numbers(report))))
+    print(summary(report))
+    point = predictor.card.operating_point
+    if point: print('', point, _at(point, report), sep='\n')
 
 # %% ../nbs/97_cli.ipynb #54eac302
-def _one_line(answer)->str: # Such as "cat 91.0%, dog 6.2%  (unfamiliar)"
+def _one_line(answer)->str: # Such as "OK 91.0%, defect 9.0%  -> defect  (unfamiliar)"
     found = ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top)
+    if answer.decision is not None: found += f'  -> {answer.decision}'
     return found if answer.in_distribution is not False else f'{found}  (unfamiliar)'
 
 def _reason(error:ImageError|OSError): # Why a file has no answer, in words

@@ -100,6 +100,7 @@ class Outcome:
     valid:Report|None = None  # None when no images were held out
     six_views:Report|None = None  # Test images with test-time augmentation, for a fast recipe
     kept_epoch:int|None = None  # The pass whose weights were kept
+    kept_by:str|None = None  # Why that one
 
 # %% ../nbs/81_experiment.ipynb #81061aa
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
@@ -124,17 +125,16 @@ def make_card(
     revision:str='', # Of the source at the start of the run
 )->ModelCard:
     "Everything that a model file says about itself."
-    valid,test,six_views = outcome.valid,outcome.test,outcome.six_views
+    valid,six_views = outcome.valid,outcome.six_views
     temperature = calibrate(valid) if valid else 1.
-    # The confidence that 95% of the validation images exceed
     familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
         input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
-        kept_epoch=outcome.kept_epoch, seed=recipe.seed, trained_on=trained_on,
+        kept_epoch=outcome.kept_epoch, kept_by=outcome.kept_by, seed=recipe.seed, trained_on=trained_on,
         validation_accuracy=valid.accuracy if valid else None,
-        test_accuracy=test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
+        test_accuracy=outcome.test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
         temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
         revision=revision)
 
@@ -201,8 +201,7 @@ def _trained_keys(train:Images, start:Start)->Tensor|None: # None when those of 
 def _checkpointer(out, recipe, train, valid)->Checkpointer: # Resumes only the same choices and images
     choices = _dotted(recipe.model_dump(mode='json'))
     choices |= dict(classes=list(train.classes), images=len(train))
-    choices['digest of the images'] = _digest(train, valid)
-    return Checkpointer(checkpoint_path(out), choices)
+    return Checkpointer(checkpoint_path(out), choices | {'digest of the images': _digest(train, valid)})
 
 def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
     valid = report(model, measured['validation']) if measured['validation'] else None
@@ -228,6 +227,7 @@ def _run(recipe, out, settings, *, half, on_data, on_epoch):
     epochs,kept,diverged = train_to_best(lambda: parts.train(recipe.epochs, **options), parts.stopper)
     model = as_saved(parts.model, half)
     outcome = Outcome(epochs, kept_epoch=kept, **_test(model, report, measured, parts.six_views))
+    outcome.kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
     keys = _trained_keys(train, start)
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
     trained_on = None if keys is None else dict(rule, images=len(keys))

@@ -19,6 +19,7 @@ from .device import best_device
 from .images import normalize
 from .modelfile import ModelCard, find_model, read_model
 from .photos import image_pixels
+from .threshold import decide
 
 # %% ../nbs/61_predict.ipynb #a54d795a
 class Candidate(BaseModel):
@@ -35,6 +36,9 @@ class Prediction(BaseModel):
     class_id:int = Field(description='The same number, for clients of older APIs')
     class_name:str
     confidence:Fraction = Field(description='Probability of that class')
+    decision:str|None = Field(None, description=(
+        "The class at the model's operating point, which may be another than the most probable one; "
+        'null for a model without one'))
     probabilities:dict[str, Fraction] = Field(description='Of every class, by name, in index order')
     top:list[Candidate] = Field(description='The most probable classes, best first')
     model:str = Field(description='Name of the model that answered')
@@ -57,6 +61,7 @@ def as_prediction(
     return Prediction(
         class_index=best[0], class_id=best[0],
         class_name=top[0].class_name, confidence=top[0].confidence,
+        decision=decide(probabilities, card.classes, card.operating_point),
         probabilities=dict(zip(card.classes, probabilities)), top=top[:top_k], model=name,
         in_distribution=None if threshold is None else top[0].confidence >= threshold,
         inference_ms=round(took, 3))

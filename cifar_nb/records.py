@@ -32,7 +32,7 @@ from cifar_nb.core import (
     nearest,
 )
 from .device import Precision
-from .fit import BestEpoch
+from .fit import MONITORS, BestEpoch
 from .images import Stats
 from .modelfile import find_model, read_card, read_model, read_trained_keys
 from .models import ARCHITECTURES, SIZE_LIMITS, create_model, imagenet_weights
@@ -100,8 +100,8 @@ class ScheduleConfig(_Section):
 
 class StoppingConfig(_Section):
     "Which epoch's weights are kept, and when to stop."
-    # Of the validation images
-    monitor:Literal['accuracy', 'loss'] = 'accuracy'
+    # What is compared, of the validation images; equal epochs are compared by their loss
+    monitor:Literal[tuple(MONITORS)] = 'loss'
     # Epochs without improvement before stopping; 0 never stops
     patience:NonNegative = 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from torch import nn
 
-from .core import ConfigError, ModelError, TrainingDiverged, free_space, log
+from .core import ConfigError, ModelError, TrainingDiverged, free_space
 from .evaluate import Report
 from .fit import BestEpoch
 from .modelfile import ModelCard, finite, save_model
@@ -65,19 +65,17 @@ _ADVICE = 'nothing was saved; use a smaller learning rate, and start over with -
 def refuse_dead(
     report:Report, # On labelled images
 )->None:
-    "Raises `TrainingDiverged` when the scores say nothing; warns when they are no better than guessing."
+    "Raises `TrainingDiverged` when the scores say nothing, or are wrong and absurdly certain."
     logits = report.logits
     if not logits.isfinite().all():
         raise TrainingDiverged(f'the trained model gives scores that are NaN or infinite: {_ADVICE}')
     if (logits - logits[0]).abs().max() <= 1e-5*logits.abs().max():
         raise TrainingDiverged(f'the trained model gives every image the same scores: {_ADVICE}')
-    share,label = report.labels.bincount().max(0)
-    right,most = (report.predictions == report.labels).sum().item(),share.item()
-    if right > most: return
-    note = (f'no better than guessing: {right:,} of the {len(report):,} test images are recognized, and '
-            f'always saying {report.classes[label]!r} would be right for {most:,}')
-    if report.loss > 10*math.log(len(report.classes)): raise TrainingDiverged(f'{note}; {_ADVICE}')
-    log.warning('%s', note)
+    name,most = report.baseline
+    right = (report.predictions == report.labels).sum().item()
+    if right > most or report.loss <= 10*math.log(len(report.classes)): return
+    raise TrainingDiverged(f'no better than guessing: {right:,} of the {len(report):,} test images are '
+                           f'recognized, always saying {name!r} gives {most:,}; {_ADVICE}')
 
 # %% ../nbs/77_rescue.ipynb #77024aa
 def save_or_rescue(

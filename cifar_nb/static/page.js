@@ -10,6 +10,7 @@ const percent = p => p >= 0.9995 ? "100%" : (100 * p).toFixed(1) + "%";
 const images = n => n === 1 ? "1 image" : n + " images";
 const mayPass = status => status < 400 || status >= 500 || status === 408 || status === 429; // the same request may succeed later; 0 is no reply at all
 let limits = { max_batch: 32, max_body_bytes: 10e6 }; // of one request, until the service has said its own
+let operatingPoint = null; // from which probability on the model says a class, if it has been told
 
 let cards = []; // one per image, in order
 let stop = new AbortController(); // only the newest images may show their answers
@@ -157,6 +158,8 @@ function show(card, answer) {
   card.answer = answer;
   card.waitsFor = "";
   part(card, "answer").textContent = `${answer.class_name}, ${percent(answer.confidence)}`;
+  part(card, "decision").hidden = answer.decision == null;
+  part(card, "decision").textContent = `Decision: ${answer.decision}${operatingPoint ? `. This model says “${operatingPoint.class_name}” from a probability of ${+(100 * operatingPoint.threshold).toPrecision(2)}% on.` : ""}`;
   part(card, "name").textContent = card.file.name;
   part(card, "unknown").hidden = answer.in_distribution !== false;
   seen.src = answer.view;
@@ -253,6 +256,7 @@ async function introduce() {
     return;
   }
   limits = card.limits;
+  operatingPoint = card.operating_point;
   const types = { "JPEG 2000": ".jp2,.j2k", PPM: ".ppm,.pgm,.pbm", HEIC: "image/heic,.heic" };
   at("formats").textContent = new Intl.ListFormat("en", { type: "disjunction" }).format(limits.formats).replace(", or", " or");
   at("file").accept = limits.formats.map(name => types[name] ?? `image/${name.toLowerCase()}`).join();

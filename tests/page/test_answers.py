@@ -19,6 +19,7 @@ from tools.webpage import (
 
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
+from cifar_nb.threshold import Measured, OperatingPoint
 
 
 def test_it_says_what_it_knows(tab):
@@ -70,6 +71,25 @@ def test_a_known_thing(browser):
         drop(tab, shape=png())
         check_answer(cards(tab))
         expect(cards(tab).locator(".unknown")).to_be_hidden()
+
+
+def test_a_decision_is_next_to_the_most_probable_class(browser):
+    share = Measured.of(9, 10)
+    point = OperatingPoint(class_name="ship", threshold=0.0, goal="", recall=share, false_alarms=share)
+    app = create_app(settings(), other_card(operating_point=point))
+    with served(app) as url, visit(browser, url) as tab:
+        drop(tab, shape=png())
+        check_answer(cards(tab))
+        decision = cards(tab).locator(".decision")
+        expect(decision).to_have_text("Decision: ship. This model says “ship” from a probability of 0% on.")
+        assert not cards(tab).locator(".answer").inner_text().startswith("ship")
+        assert fits(tab)
+
+
+def test_a_model_without_an_operating_point_shows_no_decision(tab):
+    drop(tab, shape=png())
+    check_answer(cards(tab))
+    expect(cards(tab).locator(".decision")).to_be_hidden()
 
 
 def test_a_hundred_classes(tab):
