@@ -12,7 +12,7 @@ MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
     "download", "engine", "guard", "imagefile", "importing",
-    "modelfile", "models", "observe", "records", "serve"}
+    "modelfile", "models", "observe", "records", "serve", "training"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
 ALONE = """
 import importlib, sys
