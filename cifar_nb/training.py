@@ -126,20 +126,13 @@ def _epoch_line(row:dict)->str: # One line for the terminal
                    valid_balanced_accuracy='balanced accuracy {:.2%}', valid_macro_f1='macro F1 {:.2%}')
     return '  '.join(text.format(row[name]) for name,text in formats.items() if name in row)
 
-def _how_measured(card, report): # Lines that say why a loss differs from another one
-    precision = card.recipe.get('precision', 'float32')
-    if card.temperature != 1:
-        yield (f'loss: of the probabilities that are served, logits over {card.temperature:.3f} '
-               f'(found on the validation images); before that {report.loss:.3f}\n')
-    if precision != 'float32':
-        yield f'lines per epoch: computed with {precision}, before that; the summary with float32\n'
-
 def _print_result(card, report, out:Path):
     "The summary of the test images, how they were measured, and the line that says what was saved."
     from cifar_nb.judge import summary
     from cifar_nb.trust import calibrated
     print('', summary(calibrated(report, card.temperature), most=20), '', sep='\n')
-    print(*_how_measured(card, report), sep='\n', end='')
+    print(f'loss before calibration (temperature {card.temperature:.3f}): {report.loss:.3f}; the lines per '
+          f'epoch: {card.recipe.get("precision")}, before calibration; the summary: float32, after it')
     accuracies = {'validation accuracy': card.validation_accuracy, 'test accuracy': card.test_accuracy,
                   'with test-time augmentation': card.test_accuracy_tta}
     said = ', '.join(f'{name} {v:.2%}' for name,v in accuracies.items() if v is not None)
