@@ -33,6 +33,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .compare import comparing_commands
 from .core import ConfigError, ImageError
 from .operate import measure_as_served, open_data, operating_commands
 from .settings import ServiceSettings
@@ -56,6 +57,7 @@ app,model_commands = new_app(),new_app()
 app.add_typer(training_commands)
 app.add_typer(model_commands)
 app.add_typer(operating_commands)
+app.add_typer(comparing_commands)
 
 def _show_version(wanted:bool): # A callback for typer
     if not wanted: return

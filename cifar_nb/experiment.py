@@ -7,7 +7,6 @@ __all__ = ['split_data', 'dataset_name', 'warn_of_copies', 'refuse_known', 'Outc
            'run_recipe']
 
 # %% ../nbs/81_experiment.ipynb #ca38d8b7
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BatchLoader
-from .checkpoint import Checkpointer
+from .checkpoint import Checkpointer, digest_images, flat_choices
 from .core import ConfigError, DatasetError, Settings, TrainingDiverged, log
 from .datasets import count_trained, image_keys, split_by_hash, training_keys
 from .device import Amp, best_device, best_precision, library_versions, source_revision
@@ -101,6 +100,7 @@ class Outcome:
     six_views:Report|None = None  # Test images with test-time augmentation, for a fast recipe
     kept_epoch:int|None = None  # The pass whose weights were kept
     kept_by:str|None = None  # Why that one
+    plan:tuple[int, ...] = ()  # Epochs planned, at first and after each change
 
 # %% ../nbs/81_experiment.ipynb #81061aa
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
@@ -133,6 +133,7 @@ def make_card(
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
         input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
         kept_epoch=outcome.kept_epoch, kept_by=outcome.kept_by, seed=recipe.seed, trained_on=trained_on,
+        epochs_planned=outcome.plan if len(outcome.plan) > 1 else None,
         validation_accuracy=valid.accuracy if valid else None,
         test_accuracy=outcome.test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
         temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
@@ -153,22 +154,6 @@ def _settle_precision(recipe:AnyRecipe, device:str, checkpoint:Path)->AnyRecipe:
         raise ConfigError(f'{checkpoint} is of a run with fp16, which needs a CUDA GPU, and the device is '
                           f'{device}: resume it on a GPU, or start over with --fresh')
     return with_changes(recipe, {'precision': saved or best_precision(device)})
-
-# %% ../nbs/81_experiment.ipynb #1781ce9d
-def _dotted(choices:dict)->dict: # One row per choice
-    rows:dict = {}
-    for name,value in choices.items():
-        section = isinstance(value, dict) and name != 'model'
-        rows |= {f'{name}.{key}': v for key,v in value.items()} if section else {name: value}
-    return rows
-
-def _digest(*parts:Images|None)->str: # 16 hexadecimal digits
-    "Changes when an image or a label changes, or their order."
-    digest = hashlib.sha256()
-    for images in parts:
-        if images is None: continue
-        for values in (image_keys(images), images.labels.cpu()): digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 # %% ../nbs/81_experiment.ipynb #81068aa
 def measure(
@@ -199,9 +184,11 @@ def _trained_keys(train:Images, start:Start)->Tensor|None: # None when those of 
 
 # %% ../nbs/81_experiment.ipynb #81073aa
 def _checkpointer(out, recipe, train, valid)->Checkpointer: # Resumes only the same choices and images
-    choices = _dotted(recipe.model_dump(mode='json'))
+    choices = flat_choices(recipe.model_dump(mode='json'))
+    epochs = choices.pop('epochs')
     choices |= dict(classes=list(train.classes), images=len(train))
-    return Checkpointer(checkpoint_path(out), choices | {'digest of the images': _digest(train, valid)})
+    choices['digest of the images'] = digest_images(train, valid)
+    return Checkpointer(checkpoint_path(out), choices, epochs)
 
 def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
     valid = report(model, measured['validation']) if measured['validation'] else None
@@ -212,7 +199,7 @@ def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
     return dict(valid=valid, test=test, six_views=report(SixViews(model, margin), measured['test']))
 
 # %% ../nbs/81_experiment.ipynb #7c2cc696
-def _run(recipe, out, settings, *, half, on_data, on_epoch):
+def _run(recipe, out, settings, *, half, keep, on_data, on_epoch):
     device,revision = best_device(settings.device),source_revision()
     recipe = _settle_precision(recipe, device, checkpoint_path(out))
     recipe,start = recipe.open_start(settings)
@@ -226,14 +213,15 @@ def _run(recipe, out, settings, *, half, on_data, on_epoch):
     options = dict(validate=validate, checkpoint=checkpoint, on_epoch=on_epoch)
     epochs,kept,diverged = train_to_best(lambda: parts.train(recipe.epochs, **options), parts.stopper)
     model = as_saved(parts.model, half)
-    outcome = Outcome(epochs, kept_epoch=kept, **_test(model, report, measured, parts.six_views))
-    outcome.kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
+    kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
+    tested = _test(model, report, measured, parts.six_views)
+    outcome = Outcome(epochs, kept_epoch=kept, kept_by=kept_by, plan=tuple(checkpoint.plan), **tested)
     keys = _trained_keys(train, start)
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
-    trained_on = None if keys is None else dict(rule, images=len(keys))
+    trained_on = None if keys is None else dict(rule, images=len(keys), validation=digest_images(valid))
     card = make_card(recipe, train, stats, outcome, trained_on=trained_on, revision=revision)
     save_or_rescue(model, card, out, half=half, trained_keys=keys)
-    checkpoint.clear()
+    if diverged or not keep: checkpoint.clear()
     if diverged:
         raise TrainingDiverged(f'{diverged}. The best epoch so far, {kept}, is saved as {out}: '
                                f'test accuracy {outcome.test.accuracy:.2%}') from diverged
@@ -247,6 +235,7 @@ def run_recipe(
     *,
     fresh:bool=False, # Start over even if there is a checkpoint
     half:bool=False, # Save 16-bit weights; what is tested is what is saved
+    keep:bool=False, # Keep the checkpoint at the end, so that epochs can be added later
     on_data:Callable=lambda parts: None, # Sees the images by part, before training
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test images
@@ -257,4 +246,4 @@ def run_recipe(
     best epoch was saved."""
     with lock_run(out):
         if fresh: checkpoint_path(out).unlink(missing_ok=True)
-        return _run(recipe, out, settings, half=half, on_data=on_data, on_epoch=on_epoch)
+        return _run(recipe, out, settings, half=half, keep=keep, on_data=on_data, on_epoch=on_epoch)

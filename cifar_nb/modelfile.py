@@ -53,6 +53,8 @@ class ModelCard(BaseModel):
         'The pass after which the weights were as they are here; null if not recorded'))
     kept_by:str|None = Field(None, description=(
         'Why that pass was kept, such as the lowest validation loss; null if not recorded'))
+    epochs_planned:tuple[int, ...]|None = Field(None, description=(
+        'Epochs planned at first, and after each change of the plan; null if it never changed'))
     seed:int = Field(description='Seed of the random numbers')
     trained_on:dict[str, Any]|None = Field(None, description=(
         'How its training images were chosen, and how many they are; null if not recorded'))

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .core import ConfigError, DatasetError, Settings, Table
+from .core import ConfigError, DatasetError, Settings, Table, TrainingDiverged
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
@@ -95,48 +95,16 @@ def _choose_output(
     settings:Settings, # Where models are saved
 )->Path:
     "The model file to write. Raises `ConfigError` when that would fail."
-    from cifar_nb.experiment import checkpoint_path
     out = Path(os.path.expanduser(out or settings.models_dir/f'{name}.safetensors'))
     if out.suffix != '.safetensors': raise ConfigError(f'--out {out} must end in .safetensors')
     try:
-        for file in (out, checkpoint_path(out)):
-            if not file.is_dir(): continue
-            raise ConfigError(f'{file} is a folder, and a file is to be written there: use another --out')
+        if out.is_dir():
+            raise ConfigError(f'{out} is a folder, and a file is to be written there: use another --out')
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.NamedTemporaryFile(dir=out.parent, prefix=f'.{out.name}.', suffix='.part').close()
     except OSError as e:
         raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; use another --out') from e
     return out
-
-# %% ../nbs/87_training.ipynb #87019aa
-def _announce(name:str, recipe, device:str, unfinished:Path|None):
-    "Say what will be trained, where, and whether a run is resumed."
-    from cifar_nb.device import device_note
-    start = recipe.model_dump().get('start', '')
-    note = f'{name}: {recipe.epochs} epoch{"s" if recipe.epochs > 1 else ""} of {printable(recipe.data)}'
-    if start not in ('', 'imagenet'): note += f', from the network and weights of {printable(start)},'
-    note += f' on {device_note(device)}'
-    if unfinished: note += f' Resuming {unfinished}; --fresh starts over.'
-    print(note, file=sys.stderr)
-
-def _epoch_line(row:dict)->str: # One line for the terminal
-    "One row of a `History` in words."
-    formats = dict(valid_accuracy='validation accuracy {:.2%}', seconds='{:.1f} s', size='{} px',
-                   train_loss='training loss {:.3f}', valid_loss='validation loss {:.3f}',
-                   valid_balanced_accuracy='balanced accuracy {:.2%}', valid_macro_f1='macro F1 {:.2%}')
-    return '  '.join(text.format(row[name]) for name,text in formats.items() if name in row)
-
-def _print_result(card, report, out:Path):
-    "The summary of the test images, how they were measured, and the line that says what was saved."
-    from cifar_nb.judge import summary
-    from cifar_nb.trust import calibrated
-    print('', summary(calibrated(report, card.temperature), most=20), '', sep='\n')
-    print(f'loss before calibration (temperature {card.temperature:.3f}): {report.loss:.3f}; the lines per '
-          f'epoch: {card.recipe.get("precision")}, before calibration; the summary: float32, after it')
-    accuracies = {'validation accuracy': card.validation_accuracy, 'test accuracy': card.test_accuracy,
-                  'with test-time augmentation': card.test_accuracy_tta}
-    said = ', '.join(f'{name} {v:.2%}' for name,v in accuracies.items() if v is not None)
-    print(f'saved {out}: {said}; weights of epoch {card.kept_epoch} of {card.epochs} ({card.kept_by})')
 
 # %% ../nbs/87_training.ipynb #87021aa
 def _run(
@@ -147,20 +115,42 @@ def _run(
     *,
     fresh:bool, # Do not resume
     half:bool, # 16-bit weights
+    replace:bool, # Even a better model
 ):
-    "Announce the run, train with a line per epoch, and print the result."
+    "Open the folder of the run, train with a line per epoch, and keep, print and publish the result."
     from cifar_nb.check import one_line
+    from cifar_nb.checkpoint import flat_choices
+    from cifar_nb.compare import card_facts
     from cifar_nb.device import best_device, keep_memory, repeatable_kernels
-    from cifar_nb.experiment import checkpoint_path, run_recipe
-    checkpoint,device = checkpoint_path(out),best_device(settings.device)
-    _announce(name, recipe, device, checkpoint if checkpoint.exists() and not fresh else None)
+    from cifar_nb.experiment import dataset_name, run_recipe
+    from cifar_nb.messages import announce, epoch_line, result_text, saved_line, write_report
+    from cifar_nb.recipes import to_toml
+    from cifar_nb.rescue import lock_run
+    from cifar_nb.runs import describe, open_run, publish, refuse_other
+    device,parts = best_device(settings.device),{}
     repeatable_kernels()
     if device == 'cpu': keep_memory()
-    def show_data(parts): print(printable(one_line(parts)), file=sys.stderr)
-    def show(history):
-        print(f'epoch {len(history):3}/{recipe.epochs}  {_epoch_line(history.rows[-1])}', flush=True)
-    card,report = run_recipe(recipe, out, settings, fresh=fresh, half=half, on_data=show_data, on_epoch=show)
-    _print_result(card, report, out)
+    if not replace: refuse_other(out, dataset_name(recipe.data))
+    choices = flat_choices(recipe.open_start(settings)[0].model_dump(mode='json'))
+    with lock_run(out), open_run(out, choices, fresh=fresh) as run:
+        run.say(announce(name, recipe, device, run), sys.stderr)
+        describe(run, to_toml(recipe))
+        def show_data(found):
+            parts.update(found)
+            run.say(printable(one_line(found)), sys.stderr)
+        def show(history):
+            run.record(history.rows)
+            run.say(epoch_line(history.rows, recipe))
+        try:
+            card,report = run_recipe(recipe, run.model, settings, half=half, keep=True,
+                                     on_data=show_data, on_epoch=show)
+        except TrainingDiverged:
+            if run.model.exists(): run.say(f'saved {publish(run.model, out, replace=replace)}')
+            raise
+        run.say(result_text(card, report))
+        write_report(run, card, report, parts['test'], facts=card_facts(card), recipe=to_toml(recipe))
+        run.say(saved_line(card, publish(run.model, out, replace=replace)))
+        print(f'the run is in {run.folder}: report.html, history.csv, recipe.toml, log.txt', file=sys.stderr)
 
 # %% ../nbs/87_training.ipynb #87023aa
 def _choice(
@@ -181,6 +171,7 @@ _HELD_OUT = 'Fraction of the training images to hold out as a validation set; 0 
 _PRECISION = 'auto (bf16 on a device with native bf16 arithmetic), float32, bf16 or fp16'
 _SET = 'Any key of the recipe, such as optimizer.name=adamw; may be repeated'
 _OUT = 'RECIPE.safetensors in the models folder, MODEL-again.safetensors with --from-card'
+_REPLACE = 'Write the model file even where there is a better one, or one of other data'
 
 # %% ../nbs/87_training.ipynb #87025aa
 @training_commands.command()
@@ -200,19 +191,22 @@ def train(
     out:Annotated[Path|None, _choice('The model file to write', _OUT)]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     skip_broken:SkipBroken=None,
-    fresh:Annotated[bool, typer.Option('--fresh', help='Start over, do not resume an unfinished run')]=False,
+    fresh:Annotated[bool, typer.Option('--fresh', help='Start a new run, resume none')]=False,
+    replace:Annotated[bool, typer.Option('--replace', help=_REPLACE)]=False,
     device:Device=None,
     data_dir:DataDir=None,
 ):
     """Train a model by a recipe and save it with its card.
 
-    A run that was killed resumes after its last epoch."""
+    Each run has a folder in runs/ next to the model. A run that was killed resumes after its last epoch,
+    and with more --epochs a finished one goes on."""
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
                  precision=precision, seed=seed, size=size)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     name,chosen = _choose_recipe(recipe, from_card, changes, settings)
-    _run(name, chosen, _choose_output(out, name, settings), settings, fresh=fresh, half=half)
+    _run(name, chosen, _choose_output(out, name, settings), settings, fresh=fresh, half=half,
+         replace=replace)
 
 # %% ../nbs/87_training.ipynb #87029ab
 def _class_names(

@@ -1,6 +1,7 @@
 "`kill -9` at random moments, start again, and get the same model file, byte for byte."
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, recipe, dots):
             kills += 1
         else:  # it was finished before: once more from the start, and sooner
             out.unlink(missing_ok=True)
+            shutil.rmtree(tmp_path / "runs")
             kills, epoch = 0, epoch / 2
     process = start(out, **what)
     _, errors = process.communicate(timeout=300)
@@ -79,7 +81,9 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, recipe, dots):
     assert kills == 2 and "Resuming" in errors
     assert out.read_bytes() == calm.read_bytes()
     left = {p.name for p in tmp_path.iterdir() if not p.name.endswith((".part", ".lock"))}
-    assert left == {calm.name, out.name}
+    assert left == {calm.name, out.name, "runs"}
+    rows = (tmp_path / "runs" / "killed-0001" / "history.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
 
 
 def test_another_run_is_not_continued(tmp_path):
