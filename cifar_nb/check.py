@@ -88,6 +88,7 @@ class DataReport:
     broken:dict[Path, str] = field(default_factory=dict)  # Why a file cannot be read
     copies:dict[str, list[list[Path]]] = field(default_factory=dict)
     elongated:list[Path] = field(default_factory=list)
+    blank:list[Path] = field(default_factory=list)  # One colour everywhere
     subfolders:dict[Path, int] = field(default_factory=dict)  # Images below a class folder
 
     def few(self)->dict[str, int]:
@@ -99,9 +100,20 @@ class DataReport:
         lacking = {part: [name for name,n in some.items() if not n] for part,some in self.counts.items()}
         return {part: names for part,names in lacking.items() if names}
 
+    def findings(self)->list[tuple[Path, str]]:
+        "Every file that is worth a look, with the reason, sorted by its path."
+        found = [(path, f'cannot be read: {why}') for path,why in self.broken.items()]
+        for where,groups in self.copies.items():
+            for path,other in ((path, group[path == group[0]]) for group in groups for path in group):
+                found.append((path, f'identical image {where}: {_name(other)}'))
+        found += [(path, f'more than {MAX_ASPECT} times as long as wide') for path in self.elongated]
+        found += [(path, 'one colour everywhere') for path in self.blank]
+        found += [(path, f'left out: {reason}') for reason,paths in self.left_out.items() for path in paths]
+        return sorted(found)
+
     def as_dict(self)->dict[str, Any]:
         "Everything, as JSON knows it."
-        values = asdict(self) | dict(few=self.few(), missing=self.missing())
+        values = asdict(self) | dict(few=self.few(), missing=self.missing(), findings=self.findings())
         values['stats'] = self.stats and self.stats._asdict()
         return _plain(values)
 
@@ -145,6 +157,7 @@ def _lines(report:DataReport)->list[str]:
         some = [_name(path) for path in report.elongated]
         what = f'more than {MAX_ASPECT} times as long as wide'
         lines.append(f'{what}: {len(some):,} ({_some(some)})')
+    if report.blank: lines.append(f'one colour everywhere: {_some([_name(path) for path in report.blank])}')
     return lines + [f'cannot be read: {_name(path)}: {why}' for path,why in report.broken.items()]
 
 # %% ../nbs/17_check.ipynb #17017aa
@@ -164,6 +177,7 @@ def check_folder(
             report.broken[path] = str(e).removeprefix(f'{path}: ')
             continue
         facts.append(fact)
+        if (image == image[:, :1, :1]).all(): report.blank.append(path)
         if part == 'train': pixels.append(image)
     if pixels: report.stats = channel_stats(torch.stack(pixels))
     _sum_up(report, facts, files)

@@ -34,7 +34,7 @@ import typer
 
 from . import __version__
 from .compare import comparing_commands
-from .core import ConfigError, ImageError
+from .core import ConfigError, ImageError, progress
 from .operate import measure_as_served, open_data, operating_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
@@ -50,6 +50,7 @@ from cifar_nb.shell import (
     run_app,
     setting,
 )
+from .text import check_csv, printable, write_csv
 from .training import training_commands
 
 # %% ../nbs/97_cli.ipynb #b39e27a3
@@ -91,61 +92,97 @@ def _at(point, report)->str: # What an operating point gives on these images
     return f'on these images: finds {found}; false alarms {alarms}'
 
 _MEASURED = f'{A_DATA_SET} [else what the model was trained on]'
+_ALL_IMAGES = 'Write one row per image: path, true class, prediction, confidence'
+_MISTAKES = 'Write a table of the mistakes and sheets of thumbnails into this folder'
+_ToCsv = Annotated[str|None, typer.Option(
+    '--csv', metavar='FILE', help=_ALL_IMAGES, callback=not_empty('a file that ends in .csv'))]
+_ToFolder = Annotated[str|None, typer.Option(
+    '--mistakes', metavar='DIR', help=_MISTAKES, callback=not_empty('a folder'))]
 
 @model_commands.command()
 def evaluate(
     model:Model=None,
     data:Annotated[str|None, typer.Option(help=_MEASURED, callback=not_empty(A_DATA_SET))]=None,
+    table:_ToCsv=None,
+    mistakes:_ToFolder=None,
     skip_broken:SkipBroken=None,
     device:Device=None,
     data_dir:DataDir=None,
     as_json:Json=False,
 ):
-    "Measure a model on test images: accuracy, each class, and what that is worth, in words."
+    "Measure a model on test images: accuracy, each class, what that is worth, and which images are wrong."
     from cifar_nb.judge import summary
+    from cifar_nb.mistakes import check_outputs, write_outputs
     from cifar_nb.predict import Predictor
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     predictor = Predictor.load(model, settings)
     name,dataset = open_data(predictor.card, data, settings)
+    if table or mistakes: check_outputs(table, mistakes, name)
     report = measure_as_served(predictor, dataset.test, name)
+    if table or mistakes: write_outputs(table, mistakes, report, dataset.test)
     if as_json: return print(json.dumps(dict(model=predictor.name, data=name, **_numbers(report))))
     print(summary(report))
     point = predictor.card.operating_point
     if point: print('', point, _at(point, report), sep='\n')
 
 # %% ../nbs/97_cli.ipynb #54eac302
+def _shown(path:Path)->str: return printable(os.fsencode(path).decode(errors='backslashreplace'), 5000)
+
 def _one_line(answer)->str: # Such as "OK 91.0%, defect 9.0%  -> defect  (unfamiliar)"
     found = ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top)
     if answer.decision is not None: found += f'  -> {answer.decision}'
     return found if answer.in_distribution is not False else f'{found}  (unfamiliar)'
 
-def _reason(error:ImageError|OSError): # Why a file has no answer, in words
-    if isinstance(error, IsADirectoryError): return 'is a folder; name the images in it'
-    return getattr(error, 'strerror', None) or error
-
 # %% ../nbs/97_cli.ipynb #97predaa
+_FILES = ('Images (JPEG, PNG, TIFF and others), folders of images, patterns such as "new/*.jpg", '
+          'or @LIST, a text with one path per line')
+_ANSWERS = 'Write one row per image (path, prediction, confidence, error) instead of printing lines'
+_AnswersCsv = Annotated[str|None, typer.Option(
+    '--csv', metavar='FILE', help=_ANSWERS, callback=not_empty('a file that ends in .csv'))]
+
+def _show(file, answer, as_json:bool):
+    "One answer as a line, or as JSON."
+    if as_json: print(json.dumps(dict(file=os.fsencode(file.path).decode(errors='backslashreplace'),
+                                      **answer.model_dump())))
+    else: print(f'{_shown(file.path)}: {_one_line(answer)}')
+
+def _complain(file, error):
+    "One error, with the line of the list that named the file."
+    from cifar_nb.predict import reason
+    where = f' ({printable(file.source)})' if file.source else ''
+    sys.stdout.flush()
+    print(f'cifar-nb: {_shown(file.path)}{where}: {reason(error)}', file=sys.stderr)
+
+# %% ../nbs/97_cli.ipynb #97predbb
 @model_commands.command()
 def predict(
-    files:Annotated[list[Path], typer.Argument(metavar='FILE…', help='Images: JPEG, PNG, TIFF and others')],
+    files:Annotated[list[str], typer.Argument(metavar='FILE…', help=_FILES)],
     model:Model=None,
     top_k:Annotated[int, typer.Option(min=1, help='How many classes to list')]=3,
+    table:_AnswersCsv=None,
     device:Device=None,
     as_json:Json=False,
 ):
     "Say what is in the images."
-    from cifar_nb.predict import Predictor
+    from cifar_nb.listing import named_files
+    from cifar_nb.predict import PREDICTED, Predictor, predict_files, predicted_row
+    wanted = named_files(files)
+    if table: check_csv(table, PREDICTED)
     predictor = Predictor.load(model, read_settings(device=device))
-    exit_code = 0
-    for file in files:
-        name = os.fsencode(file).decode(errors='backslashreplace')  # a name may hold bytes that are not text
-        try: answer = predictor(file.read_bytes(), top_k)
-        except (ImageError, OSError) as e:
-            print(f'cifar-nb: {name}: {_reason(e)}', file=sys.stderr)
-            exit_code = ImageError.exit_code
-            continue
-        if as_json: print(json.dumps(dict(file=name, **answer.model_dump())))
-        else: print(f'{name}: {_one_line(answer)}')
-    raise typer.Exit(exit_code)
+    answers = zip(wanted, predict_files(predictor, [file.path for file in wanted], top_k))
+    rows,n_failed = [],0
+    # Lines are progress enough
+    for file,answer in progress(answers, total=len(wanted), desc='predicting') if table else answers:
+        rows.append(predicted_row(file.path, answer))
+        if isinstance(answer, Exception):
+            n_failed += 1
+            _complain(file, answer)
+        elif as_json or not table: _show(file, answer, as_json)
+    if table:
+        failed = f', {n_failed:,} of them without a prediction' if n_failed else ''
+        done = f'{write_csv(table, PREDICTED, rows)}: {len(rows):,} rows{failed}'
+        print(printable(done), file=sys.stderr)
+    raise typer.Exit(ImageError.exit_code if n_failed else 0)
 
 # %% ../nbs/97_cli.ipynb #f8ed6dd3
 def _run_service(settings:ServiceSettings):

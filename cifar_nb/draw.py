@@ -25,7 +25,7 @@ def show_images(
     for ax in axes.flat: ax.axis('off')
     for i,(ax,image) in enumerate(zip(axes.flat, pixels)):
         ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation='nearest')
-        if titles: ax.set_title(titles[i], fontsize=8)
+        if titles: ax.set_title(titles[i], fontsize=8, parse_math=False)
     plt.close(fig)
     return fig
 
@@ -100,8 +100,9 @@ def plot_confusion(
     ax.set(xlabel='predicted class', ylabel='true class')
     if n <= 100:
         fontsize = 9 if is_small else 5
-        ax.set_xticks(range(n), classes, rotation=60 if is_small else 90, ha='right', fontsize=fontsize)
-        ax.set_yticks(range(n), classes, fontsize=fontsize)
+        style:dict = dict(fontsize=fontsize, parse_math=False)  # a name is not a formula
+        ax.set_xticks(range(n), classes, rotation=60 if is_small else 90, ha='right', **style)
+        ax.set_yticks(range(n), classes, **style)
     if is_small: _write_cells(ax, percent)
     plt.close(fig)
     return fig

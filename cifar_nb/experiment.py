@@ -101,6 +101,7 @@ class Outcome:
     kept_epoch:int|None = None  # The pass whose weights were kept
     kept_by:str|None = None  # Why that one
     plan:tuple[int, ...] = ()  # Epochs planned, at first and after each change
+    left_out:int = 0  # Image files that could not be read
 
 # %% ../nbs/81_experiment.ipynb #81061aa
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
@@ -133,11 +134,10 @@ def make_card(
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
         input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
         kept_epoch=outcome.kept_epoch, kept_by=outcome.kept_by, seed=recipe.seed, trained_on=trained_on,
-        epochs_planned=outcome.plan if len(outcome.plan) > 1 else None,
-        validation_accuracy=valid.accuracy if valid else None,
+        epochs_planned=outcome.plan if len(outcome.plan) > 1 else None, left_out=outcome.left_out,
+        validation_accuracy=valid.accuracy if valid else None, revision=revision,
         test_accuracy=outcome.test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
-        temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
-        revision=revision)
+        temperature=temperature, confidence_threshold=familiar, versions=library_versions())
 
 # %% ../nbs/81_experiment.ipynb #4f4b58fa
 def checkpoint_path(
@@ -216,6 +216,7 @@ def _run(recipe, out, settings, *, half, keep, on_data, on_epoch):
     kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
     tested = _test(model, report, measured, parts.six_views)
     outcome = Outcome(epochs, kept_epoch=kept, kept_by=kept_by, plan=tuple(checkpoint.plan), **tested)
+    outcome.left_out = sum(data.skipped.values())
     keys = _trained_keys(train, start)
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
     trained_on = None if keys is None else dict(rule, images=len(keys), validation=digest_images(valid))

@@ -10,7 +10,7 @@ __all__ = ['read_file', 'file_key', 'split_files', 'decode_files', 'BrokenImages
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -89,8 +89,8 @@ def read_images(
         raise BrokenImages(broken) from next(iter(broken.values()))
     for path,why in broken.items(): log.warning('skipped %s: %s', printable(str(path)), why)
     pixels,keys = zip(*[pair for pair in decoded if pair])
-    labels = files.labels[torch.tensor([pair is not None for pair in decoded])]
-    return Images(torch.stack(pixels), labels, files.classes, torch.tensor(keys))
+    kept = files.select(torch.tensor([pair is not None for pair in decoded]))
+    return Images(torch.stack(pixels), kept.labels, files.classes, torch.tensor(keys), tuple(kept.paths))
 
 # %% ../nbs/16_folders.ipynb #f16twice
 def warn_if_shared(
@@ -140,8 +140,7 @@ def _without_classes(
     part:str, # The one without class folders
 )->DatasetError:
     "An error that shows the command without this part."
-    others = ((other, paths) for other,paths in folders.items() if other != part)
-    rest = ','.join(f'{other}={path}' for other,paths in others for path in paths)
+    rest = ','.join(f'{other}={path}' for other,paths in folders.items() if other != part for path in paths)
     return DatasetError(f'{folders[part][0]} has no class folders, so nothing says what is in its '
                         f'images; without it: {train_command(rest)}')
 
@@ -154,6 +153,7 @@ class FolderParts:
         self.name = name
         self.folders = find_parts(name)
         self.names = ['train', *['valid']*('valid' in self.folders), 'test']
+        self.skipped:dict[str, int] = {}  # Unreadable files that were left out, by part
 
     @cached_property
     def _learnable(self)->ImageFiles: # What may be learned from
@@ -194,13 +194,14 @@ def read_folder_part(
         if len(broken) > 1:
             for path,why in broken.items(): log.warning('%s: %s', printable(str(path)), why)
         raise BrokenImages(broken) from e.__cause__
+    parts.skipped[part] = n = len(files.paths) - len(images)
+    if n: log.warning('%s: %s unreadable files of the %s part are left out', parts.name, f'{n:,}', part)
     own = part == 'train' or part in parts.folders
     if own and files.left_out: log.warning('%s: left out: %s', parts.name, files.left_out.note())
     if part == 'train':
         warn_if_shared(images, parts.name)
         warn_if_grey(images, parts.name)
-    counts = torch.bincount(images.labels, minlength=len(images.classes))
-    missing = [name for name,n in zip(images.classes, counts.tolist()) if not n]
+    missing = [name for label,name in enumerate(images.classes) if label not in images.labels]
     if missing: log.warning('%s: the %s part has no images of %s', parts.name, part, ', '.join(missing))
     return images
 
@@ -212,6 +213,7 @@ class Dataset:
     read:Callable[[str], Images]  # 'train', 'valid' or 'test' to its images
     has_valid:bool=False  # Whether it has validation images of its own
     known_stats:Stats|None=None  # Published statistics of the training images
+    skipped:dict[str, int] = field(default_factory=dict)  # Unreadable files that were left out, by part
 
     @cached_property
     def train(self)->Images: return self.read('train')
@@ -232,8 +234,7 @@ def open_folder(
     name:str, # A folder, or its parts as in `named_parts`
 )->FolderParts:
     "The parts of a folder. Raises `DatasetError` when there is no such folder."
-    folder = Path(os.path.expanduser(name))
-    # An empty path would be the current folder
+    folder = Path(os.path.expanduser(name))  # '' would be the current folder
     try: exists = bool(named_parts(name)) or name != '' and folder.is_dir()
     except OSError as e: raise DatasetError(f'{name[:200]} cannot be read: {e.strerror}') from e
     if exists: return FolderParts(name)
@@ -247,8 +248,7 @@ def load_dataset(
     settings:Settings|None=None, # Where data is; read from the environment when None
 )->Dataset:
     "A data set by name, and never other data. Raises `DatasetUnavailable` or `DatasetError`."
-    builtin = (*ARCHIVES, 'synthetic')
-    if size != 32 and name in builtin:
+    if size != 32 and name in (*ARCHIVES, 'synthetic'):
         raise DatasetError(f'the images of {name} have 32 pixels, and {size} are asked for: '
                            'only images of a folder are fitted to a size')
     if name == 'synthetic': return Dataset(name, synthetic)
@@ -257,4 +257,4 @@ def load_dataset(
         return Dataset(name, partial(load_cifar, name, settings=settings), known_stats=CIFAR_STATS[name])
     parts = open_folder(name)
     read = partial(read_folder_part, parts, size=size, skip_broken=settings.skip_broken)
-    return Dataset(name, read, 'valid' in parts.folders)
+    return Dataset(name, read, 'valid' in parts.folders, skipped=parts.skipped)

@@ -7,6 +7,7 @@ __all__ = ['SHAPES', 'Stats', 'Images', 'shape_masks', 'synthetic', 'channel_sta
 
 # %% ../nbs/10_images.ipynb #10004aa
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -25,13 +26,19 @@ class Images:
     labels:Tensor             # int64 (N,), indices into `classes`
     classes:tuple[str, ...]   # Class names in index order
     file_keys:Tensor|None=None  # int64 (N,), a hash of each image's file; None without files
+    paths:tuple[Path, ...]|None=None  # N of them, the files in the order of the pixels; None without files
 
     def __len__(self): return len(self.labels)
 
     def __getitem__(self, which)->'Images':
         "The images that a slice, a list of indices or a mask selects."
         keys = None if self.file_keys is None else self.file_keys[which]
-        return replace(self, pixels=self.pixels[which], labels=self.labels[which], file_keys=keys)
+        paths = self.paths
+        if paths is not None:
+            chosen = torch.arange(len(paths))[which].flatten().tolist()
+            paths = tuple(paths[i] for i in chosen)
+        return replace(
+            self, pixels=self.pixels[which], labels=self.labels[which], file_keys=keys, paths=paths)
 
     def __repr__(self):
         return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'

@@ -58,6 +58,8 @@ class ModelCard(BaseModel):
     seed:int = Field(description='Seed of the random numbers')
     trained_on:dict[str, Any]|None = Field(None, description=(
         'How its training images were chosen, and how many they are; null if not recorded'))
+    left_out:int|None = Field(None, ge=0, description=(
+        'Image files that could not be read and were left out of all parts; null if not recorded'))
     validation_accuracy:Fraction|None = Field(description=(
         'Top-1 accuracy on the validation images, a little too high if they chose the epoch; null without'))
     test_accuracy:Fraction|None = Field(description='Top-1 accuracy on the test images, with a single view')

@@ -32,20 +32,30 @@ from .text import printable
 # %% ../nbs/87_training.ipynb #87007aa
 training_commands = new_app()
 _Size = Annotated[int, typer.Option(min=8, max=1024, help='Height and width of the images of a folder')]
+_CHECK = ('List every file of a folder that is worth a look, one per line: unreadable, duplicate, elongated, '
+          'of one colour, or left out')
 
 @training_commands.command()
 def data(
     name:Annotated[str, typer.Argument(help=A_DATA_SET, callback=not_empty(A_DATA_SET))]='cifar10',
     size:_Size=32,
+    check:Annotated[bool, typer.Option('--check', help=_CHECK)]=False,
     skip_broken:SkipBroken=None,
     data_dir:DataDir=None,
     as_json:Json=False,
 ):
-    "Download a data set if it is missing, check it, and say what training would see."
+    """Download a data set if it is missing, check it, and say what training would see.
+
+    The summary shows five files of a kind, and all that cannot be read; --check lists them all."""
     from cifar_nb.check import check_data
     settings = read_settings(data_dir=data_dir, skip_broken=skip_broken)
     report = check_data(name, size, settings)
-    print(json.dumps(report.as_dict()) if as_json else report)
+    found = report.findings()
+    if as_json: print(json.dumps(report.as_dict()))
+    elif not check: print(report)
+    else:
+        for path,why in found: print(f'{printable(str(path))}: {why}')
+        print(f'{printable(name)}: {len(found):,} files worth a look', file=sys.stderr)
     if report.broken and not settings.skip_broken: raise typer.Exit(DatasetError.exit_code)
 
 # %% ../nbs/87_training.ipynb #87010aa
