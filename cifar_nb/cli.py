@@ -39,6 +39,7 @@ from .operate import measure_as_served, open_data, operating_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
+    Architecture,
     DataDir,
     Device,
     Json,
@@ -102,6 +103,7 @@ _ToFolder = Annotated[str|None, typer.Option(
 @model_commands.command()
 def evaluate(
     model:Model=None,
+    architecture:Architecture=None,
     data:Annotated[str|None, typer.Option(help=_MEASURED, callback=not_empty(A_DATA_SET))]=None,
     table:_ToCsv=None,
     mistakes:_ToFolder=None,
@@ -114,7 +116,8 @@ def evaluate(
     from cifar_nb.judge import summary
     from cifar_nb.mistakes import check_outputs, write_outputs
     from cifar_nb.predict import Predictor
-    settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
+    settings = read_settings(
+        architecture=architecture, device=device, data_dir=data_dir, skip_broken=skip_broken)
     predictor = Predictor.load(model, settings)
     name,dataset = open_data(predictor.card, data, settings)
     if table or mistakes: check_outputs(table, mistakes, name)
@@ -158,6 +161,7 @@ def _complain(file, error):
 def predict(
     files:Annotated[list[str], typer.Argument(metavar='FILE…', help=_FILES)],
     model:Model=None,
+    architecture:Architecture=None,
     top_k:Annotated[int, typer.Option(min=1, help='How many classes to list')]=3,
     table:_AnswersCsv=None,
     device:Device=None,
@@ -168,7 +172,7 @@ def predict(
     from cifar_nb.predict import PREDICTED, Predictor, predict_files, predicted_row
     wanted = named_files(files)
     if table: check_csv(table, PREDICTED)
-    predictor = Predictor.load(model, read_settings(device=device))
+    predictor = Predictor.load(model, read_settings(architecture=architecture, device=device))
     answers = zip(wanted, predict_files(predictor, [file.path for file in wanted], top_k))
     rows,n_failed = [],0
     # Lines are progress enough
@@ -189,9 +193,11 @@ def _run_service(settings:ServiceSettings):
     "Open the port, say where it is, and serve until a signal."
     from cifar_nb.device import best_device
     from cifar_nb.export import check_backend
+    from cifar_nb.own import use_architecture
     from cifar_nb.port import address_of, open_port
     from cifar_nb.workers import run
     where = best_device(settings.device)
+    use_architecture(settings)  # a mistake in it is said now
     check_backend(settings.backend, where)
     sock = open_port(settings.host, settings.port)
     at = address_of(sock)
@@ -207,6 +213,7 @@ def _flag(name:str, **more): return setting(name, ServiceSettings, **more)
 def serve(
     context:typer.Context,
     model:Model=None,
+    architecture:Architecture=None,
     host:Annotated[str|None, _flag('host', callback=not_empty('an address, such as 127.0.0.1'))]=None,
     port:Annotated[int|None, _flag('port')]=None,
     device:Device=None,
@@ -229,6 +236,9 @@ def serve(
     allowed_hosts:Annotated[str|None, _flag('allowed_hosts')]=None,
     cors_origins:Annotated[str|None, _flag('cors_origins')]=None,
     frame_origins:Annotated[str|None, _flag('frame_origins')]=None,
+    corrections:Annotated[Path|None, _flag('corrections')]=None,
+    max_corrections:Annotated[int|None, _flag('max_corrections')]=None,
+    max_corrections_bytes:Annotated[int|None, _flag('max_corrections_bytes')]=None,
     root_path:Annotated[str|None, _flag('root_path')]=None,
     drain_seconds:Annotated[float|None, _flag('drain_seconds')]=None,
     log_json:Annotated[bool|None, typer.Option(

@@ -108,6 +108,8 @@ class Settings(_FromEnvironment):
         description='Where trained models are saved, and looked for by name')
     model:str = Field('cifar10',
         description='The model to use: a name or the path of a .safetensors file')
+    architecture:str|None = Field(None, min_length=1,
+        description='A network of your own that a model file needs, as FILE.py:CLASS; the file is run')
     device:str = Field('auto', description='auto, cpu, cuda, cuda:1 or mps')
     threads:int|None = Field(None, ge=1, le=1024,
         description="CPU threads for PyTorch; unset leaves PyTorch's choice")

@@ -24,7 +24,7 @@ from .evaluate import Report, SixViews, choose_margin, evaluate
 from .folders import Dataset, load_dataset
 from .images import Images, Stats
 from .layout import without_places
-from .modelfile import ModelCard, bundled_models
+from .modelfile import ModelCard, bundled_models, provenance_of
 from .parts import build_parts
 from .recipes import find_recipe, with_changes
 from .records import AnyRecipe, Start
@@ -137,7 +137,8 @@ def make_card(
         epochs_planned=outcome.plan if len(outcome.plan) > 1 else None, left_out=outcome.left_out,
         validation_accuracy=valid.accuracy if valid else None, revision=revision,
         test_accuracy=outcome.test.accuracy, test_accuracy_tta=six_views.accuracy if six_views else None,
-        temperature=temperature, confidence_threshold=familiar, versions=library_versions())
+        temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
+        provenance=provenance_of(recipe.architecture))
 
 # %% ../nbs/81_experiment.ipynb #4f4b58fa
 def checkpoint_path(
@@ -187,6 +188,8 @@ def _checkpointer(out, recipe, train, valid)->Checkpointer: # Resumes only the s
     choices = flat_choices(recipe.model_dump(mode='json'))
     epochs = choices.pop('epochs')
     choices |= dict(classes=list(train.classes), images=len(train))
+    own = provenance_of(recipe.architecture)
+    if own: choices['digest of the network'] = own.sha256
     choices['digest of the images'] = digest_images(train, valid)
     return Checkpointer(checkpoint_path(out), choices, epochs)
 
@@ -243,8 +246,7 @@ def run_recipe(
     """Train, test once, save.
 
     Raises a `CifarNbError` that says what to do: `ConfigError` or `DatasetError` for what cannot be trained,
-    `ModelError` for a start or a checkpoint that cannot be used, `TrainingDiverged`, which may come after the
-    best epoch was saved."""
+    `ModelError` for an unusable start or checkpoint, `TrainingDiverged` (the best epoch may be saved)."""
     with lock_run(out):
         if fresh: checkpoint_path(out).unlink(missing_ok=True)
         return _run(recipe, out, settings, half=half, keep=keep, on_data=on_data, on_epoch=on_epoch)

@@ -14,15 +14,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .convnet import SimpleCNN
-from .core import ConfigError, ModelError, nearest
+from .core import CifarNbError, ConfigError, ModelError, nearest
 from .norms import EnhancedCNN
 from .skips import SEResNet
 
@@ -211,13 +212,15 @@ def check_arguments(
     # A class, or a `partial` of a function
     hints = get_type_hints(build.__init__ if inspect.isclass(build) else getattr(build, 'func', build))
     for key,value in arguments.items():
-        _check_type(key, value, hints[key])
+        _check_type(key, value, hints.get(key, Any))
     n_classes = arguments.get('n_classes', 2)
     if n_classes < 2:
         raise ConfigError(f'n_classes = {n_classes}: there is nothing to tell apart; use 2 or more')
     for key,value in arguments.items():
         if key in SIZE_LIMITS:
             _check_size(key, value)
+        elif isinstance(value, int) and abs(value) > SIZE_LIMITS['n_classes']:
+            raise ConfigError(f'{key} = {value} is too large: use {SIZE_LIMITS["n_classes"]:,} or less')
     return arguments
 
 # %% ../nbs/52_models.ipynb #520b4aa
@@ -236,10 +239,15 @@ def create_model(
             raise ConfigError(f'{name} cannot be built with {key!r}: {nearest(key, known)}')
     check_arguments(build, arguments)
     try:
-        return build(**arguments).to(memory_format=torch.channels_last)
-    except (ValueError, RuntimeError) as e:
-        reason = ' '.join(str(e).split())[:200]
+        net = build(**arguments)
+    except CifarNbError:
+        raise
+    except Exception as e:  # a constructor of your own may raise anything
+        reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
         raise ConfigError(f'{name} cannot be built with {arguments}: {reason}') from e
+    if any(is_lazy(p) for p in net.parameters()):
+        raise ConfigError(f'{name} has lazy layers: give the sizes of all its layers')
+    return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/52_models.ipynb #52031aa
 def transfer_(

@@ -45,6 +45,7 @@ class RequestRecord:
 _COUNTERS:dict[str, tuple] = {  # Help and labels
     'cifar_nb_requests': ('Requests', ('method', 'route', 'status')),
     'cifar_nb_predictions': ('Predictions by class', ('class_name',)),
+    'cifar_nb_corrections': ('Corrections that were saved, by their class', ('class_name',)),
 }
 _HISTOGRAMS:dict[str, tuple] = {  # Help, labels, upper bounds of the buckets
     'cifar_nb_request_seconds': (
@@ -107,6 +108,12 @@ class Metrics:
             amounts.append((('cifar_nb_predictions', answer.class_name), 1))
             amounts += _observed('cifar_nb_confidence', answer.confidence)
         self.tally.add(amounts)
+
+    def count_correction(self,
+        class_name:str, # What somebody says that the image is
+    ):
+        "Count a correction that was saved."
+        self.tally.add([(('cifar_nb_corrections', class_name), 1)])
 
     def count_waiting(self,
         more:int, # 1 or -1

@@ -24,6 +24,7 @@ from .device import Amp, seed_everything
 from .fit import BestEpoch, History, fit
 from .images import Images, Stats
 from .models import create_model, transfer_
+from .own import check_scores
 from .policies import find_mix, find_policy
 from .rates import make_schedule
 from .records import AnyRecipe, Recipe, SpeedRecipe
@@ -93,12 +94,13 @@ def build_network(
     "The network that a recipe trains. Raises `ConfigError` when it does not fit the images or the classes."
     model = create_model(recipe.architecture, **recipe.arguments(n_classes))
     if weights: transfer_(model, weights)
-    try: shape = tuple(model.eval()(torch.zeros(1, 3, recipe.size, recipe.size)).shape)
-    except (RuntimeError, TypeError, ValueError) as e:
-        raise ConfigError(f'{recipe.architecture} does not fit images of {recipe.size} pixels: {e}') from e
-    if shape != (1, n_classes):
-        raise ConfigError(f'{recipe.architecture} gives {shape[-1]} scores, '
-                          f'and there are {n_classes} classes')
+    try: scores = model.eval()(torch.zeros(1, 3, recipe.size, recipe.size))
+    except Exception as e:  # a network of your own may raise anything
+        reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+        raise ConfigError(
+            f'{recipe.architecture} does not fit images of {recipe.size} pixels: {reason}') from e
+    try: check_scores(recipe.architecture, scores, n_classes)
+    except ValueError as e: raise ConfigError(str(e)) from e
     return model
 
 @build_parts.register

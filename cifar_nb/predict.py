@@ -19,6 +19,7 @@ from .core import Fraction, ImageError, ModelError, Settings
 from .device import best_device
 from .images import normalize
 from .modelfile import ModelCard, find_model, read_model
+from .own import use_architecture
 from .photos import image_pixels
 from .threshold import decide
 
@@ -91,6 +92,7 @@ class Predictor:
     )->'Predictor':
         "Find and read a model, on the device of the settings. Raises `ModelError` or `ConfigError`."
         settings = settings or Settings.read()
+        use_architecture(settings)
         path = find_model(name, settings)
         return cls(*read_model(path), path.stem, best_device(settings.device))
 

@@ -13,7 +13,6 @@ import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -35,8 +34,9 @@ from .device import Precision
 from .fit import MONITORS, BestEpoch
 from .images import Stats
 from .modelfile import find_model, read_card, read_model, read_trained_keys
-from .models import ARCHITECTURES, SIZE_LIMITS, create_model, imagenet_weights
+from .models import ARCHITECTURES, SIZE_LIMITS, imagenet_weights
 from .muon import Muon
+from .own import DATA_ARGUMENTS, data_arguments, empty_network, use_architecture
 from .policies import MIXES, POLICIES
 from .rates import SCHEDULES, make_schedule
 from .speed import size_at_epoch
@@ -204,7 +204,7 @@ def _check_buildable(
     keys:str, # Of the recipe, that the network's size depends on
 )->None:
     "Build a network without values, which says what does not fit. A billion parameters are the limit."
-    with torch.device('meta'): n = count_parameters(create_model(architecture, **arguments))
+    n = count_parameters(empty_network(architecture, arguments))
     if n > 1e9:
         raise ConfigError(f'{architecture} would have {n/1e9:,.1f} billion parameters: '
                           f'choose smaller {keys}, for at most a billion')
@@ -227,11 +227,11 @@ class _AnyNetwork(BaseRecipe):
     def all_keys(cls, architecture=''):
         build = ARCHITECTURES.get(architecture)
         arguments = inspect.signature(build).parameters if build else ()
-        own = [f'model.{name}' for name in arguments if name not in ('n_classes', 'size')]
+        own = [f'model.{name}' for name in arguments if name not in DATA_ARGUMENTS]
         return [key for key in super().all_keys() if key != 'model'] + own
 
     def arguments(self, n_classes):
-        return dict(n_classes=n_classes, size=self.size, **self.model)
+        return data_arguments(self.architecture, n_classes, self.size) | self.model
 
     def choose_stats(self, own, start):
         fixed = {'half': Stats((.5,)*3, (.5,)*3), 'imagenet': IMAGENET_STATS}
@@ -240,9 +240,10 @@ class _AnyNetwork(BaseRecipe):
     def open_start(self, settings):
         if not self.start: return self,Start()
         if self.start == 'imagenet': return self,Start(imagenet_weights(self.architecture), IMAGENET_STATS)
+        use_architecture(settings)
         path = find_model(self.start, settings)
         model,card = read_model(path)
-        arguments = {k: v for k,v in card.arguments.items() if k not in ('n_classes', 'size')}
+        arguments = {k: v for k,v in card.arguments.items() if k not in DATA_ARGUMENTS}
         recipe = self.model_copy(update=dict(architecture=card.architecture, model=arguments))
         return recipe,Start(model.state_dict(), card.stats, card.dataset, read_trained_keys(path))
 
@@ -280,9 +281,8 @@ class Recipe(_AnyNetwork):
 
     @model_validator(mode='after')
     def _check(self):
-        taken = {'n_classes': 'the data', 'size': 'the size of the recipe'}
-        for name in taken.keys() & self.model.keys():
-            raise ConfigError(f'model.{name} follows from {taken[name]}: leave it out')
+        for name in DATA_ARGUMENTS.keys() & self.model.keys():
+            raise ConfigError(f'model.{name} follows from {DATA_ARGUMENTS[name]}: leave it out')
         if self.stopping.patience and not self.held_out:
             raise ConfigError('stopping.patience needs validation images: set held_out above 0, '
                               'or patience to 0')

@@ -58,6 +58,10 @@ def _check_key(key:SecretStr)->SecretStr:
                          'an HTTP header cannot carry anything else')
     return key
 
+def _expand_folder(path:Any)->Any: # A leading ~ is the home folder
+    if not str(path): raise ValueError('name a folder, or leave it out')
+    return os.path.expanduser(path)
+
 def _normalize_path(path:Any)->Any: # `/a/b`, or nothing
     if not isinstance(path, str): return path
     path = path.strip('/ ')
@@ -112,6 +116,7 @@ class _Limits(Settings):
 
 # %% ../nbs/89_settings.ipynb #68024aa
 _Key = Annotated[SecretStr, Field(min_length=8), AfterValidator(_check_key)]
+_Folder = Annotated[Path, BeforeValidator(_expand_folder)]
 _Path = Annotated[str, Field(pattern=r'^(/[\w.~-]+)*$'), BeforeValidator(_normalize_path)]
 
 class ServiceSettings(_Limits):
@@ -130,6 +135,13 @@ class ServiceSettings(_Limits):
         description='Names under which the service answers, such as example.org or *.example.org, separated '
                     'by commas; * is any name. IP addresses and names without a dot are always answered. '
                     'Unless set: no other names on a loopback address, and all names on other addresses')
+    corrections:_Folder|None = Field(None,
+        description='Folder for images whose right class somebody has said (POST /corrections, or on the '
+                    'page); unless set, no image is kept')
+    max_corrections:int = Field(1000, ge=1, le=1_000_000,
+        description='Most images in the folder of corrections')
+    max_corrections_bytes:int = Field(100_000_000, ge=1,
+        description='Most bytes of all images in the folder of corrections')
     root_path:_Path = Field('',
         description='Path prefix of a reverse proxy, such as /images; the proxy may cut it off or keep it')
     drain_seconds:float = Field(5, ge=0, le=3600,

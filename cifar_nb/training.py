@@ -23,6 +23,7 @@ from cifar_nb.shell import (
     Device,
     Json,
     SkipBroken,
+    find_network,
     new_app,
     not_empty,
     read_settings,
@@ -176,6 +177,7 @@ def _choice(
 
 _A_RECIPE = 'a name that `cifar-nb recipes` lists, or a TOML file'
 _FROM_CARD = 'Take the recipe from the card of a model, to make that model again'
+_NETWORK = 'A network of your own, FILE.py:CLASS, whose file is run; or one of ours by name'
 _START = "Start from the weights of this model, or from imagenet's; '' is random"
 _HELD_OUT = 'Fraction of the training images to hold out as a validation set; 0 trains on all'
 _PRECISION = 'auto (bf16 on a device with native bf16 arithmetic), float32, bf16 or fp16'
@@ -189,6 +191,7 @@ def train(
     recipe:Annotated[str|None, _choice('A' + _A_RECIPE[1:], 'simple', wanted=_A_RECIPE)]=None,
     from_card:Annotated[str|None, _choice(_FROM_CARD, '--recipe', metavar='MODEL', wanted=A_MODEL)]=None,
     data:Annotated[str|None, _choice(A_DATA_SET, wanted=A_DATA_SET)]=None,
+    architecture:Annotated[str|None, _choice(_NETWORK, wanted='FILE.py:CLASS')]=None,
     start:Annotated[str|None, _choice(_START, metavar='MODEL')]=None,
     epochs:Annotated[int|None, _choice('Passes over the training images', min=1)]=None,
     batch_size:Annotated[int|None, _choice('Images per batch', min=2)]=None,
@@ -214,7 +217,10 @@ def train(
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
                  precision=precision, seed=seed, size=size)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
-    name,chosen = _choose_recipe(recipe, from_card, changes, settings)
+    own = find_network(architecture, settings)
+    if from_card: own.pop('model', None)  # the card has those of its network
+    name,chosen = _choose_recipe(recipe, from_card, own | changes, settings)
+    if not from_card: name = own.get('architecture', name)
     _run(name, chosen, _choose_output(out, name, settings), settings, fresh=fresh, half=half,
          replace=replace)
 

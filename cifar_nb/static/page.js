@@ -135,6 +135,7 @@ function newCard(file) {
   sent.addEventListener("error", () => { sent.parentElement.hidden = true; });
   sent.src = card.url;
   part(card, "explain").addEventListener("click", () => explain(card));
+  part(card, "correct").addEventListener("submit", event => { event.preventDefault(); correct(card); });
   return card;
 }
 
@@ -170,6 +171,25 @@ function show(card, answer) {
   part(card, "rest").firstElementChild.textContent = `the other ${rest.length} classes`;
   fillBars(part(card, "rest").querySelector("table"), rest);
   part(card, "details").hidden = false;
+  offerCorrection(card);
+}
+
+// A correction, where the service saves them
+
+function offerCorrection(card) {
+  const others = Object.keys(card.answer.probabilities).filter(name => name !== card.answer.class_name);
+  part(card, "correct").hidden = !limits.corrections;
+  if (!limits.corrections) return;
+  part(card, "right").replaceChildren(...["", ...others].map(name => make("option", { value: name, textContent: name || "choose …" })));
+}
+
+async function correct(card) {
+  const button = part(card, "correct").querySelector("button"), name = part(card, "right").value;
+  if (!name || button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true";
+  const said = await call(`corrections?class_name=${encodeURIComponent(name)}`, formOf("file", [card]));
+  button.ariaDisabled = "false";
+  part(card, "corrected").textContent = said.file ? `Saved as “${said.class_name}”. Thank you.` : `It was not saved: ${said.detail}.`;
 }
 
 async function explain(card) {
@@ -257,6 +277,8 @@ async function introduce() {
   }
   limits = card.limits;
   operatingPoint = card.operating_point;
+  if (limits.corrections) at("kept").textContent = "They are classified, and kept only if you save one as a correction.";
+  for (const one of cards) if (one.answer) offerCorrection(one);
   const types = { "JPEG 2000": ".jp2,.j2k", PPM: ".ppm,.pgm,.pbm", HEIC: "image/heic,.heic" };
   at("formats").textContent = new Intl.ListFormat("en", { type: "disjunction" }).format(limits.formats).replace(", or", " or");
   at("file").accept = limits.formats.map(name => types[name] ?? `image/${name.toLowerCase()}`).join();

@@ -16,16 +16,21 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from tools.files import PNG, saved
+from tools.files import JPEG, PNG, saved
 from tools.models import Held
 from tools.server import service, until
 
 from cifar_nb.core import ConfigError
 from cifar_nb.export import BACKENDS
+from cifar_nb.images import synthetic
+from cifar_nb.modelfile import ModelCard, save_model
+from cifar_nb.models import ARCHITECTURES, create_model
+from cifar_nb.own import load_architecture
 from cifar_nb.port import open_port
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 from cifar_nb.settings import ServiceSettings
+from cifar_nb.source import OWN_SOURCES
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}
@@ -110,6 +115,48 @@ def test_backend_auto(predictor):
         assert client.get("/health").json()["status"] == "ok"  # it answers while the backends race
         until(lambda: not client.get("/health").json()["racing"])
         assert client.get("/health").json()["backend"] in BACKENDS and post(client).status_code == 200
+
+
+def test_architecture(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\nclass Flat(nn.Module):\n"
+        "    def __init__(self, n_classes=10):\n        super().__init__()\n"
+        "        self.head = nn.Linear(3, n_classes)\n\n"
+        "    def forward(self, x): return self.head(x.mean((2, 3)))\n")
+    text = f"{tmp_path}/net.py:Flat"
+    name, images = load_architecture(text), synthetic("test")
+    model = create_model(name)
+    path = save_model(model, ModelCard.for_images(images, model), tmp_path / "flat.safetensors")
+    unload(name)
+    for architecture, status in ((None, 503), (text, 200)):
+        with running(None, model=str(path), architecture=architecture, api_key="open sesame") as client:
+            until(lambda client=client: "being loaded" not in str(client.get("/health").json()["detail"]))
+            assert client.get("/health").status_code == status
+            card = client.get("/model", headers=KEY)
+            assert card.status_code == status
+            if status == 200: assert card.json()["provenance"] is None  # the source is not for visitors
+    unload(name)
+
+
+def unload(name): del ARCHITECTURES[name], OWN_SOURCES[name]
+
+
+def test_corrections(predictor, tmp_path):
+    with running(predictor, corrections=tmp_path) as client:
+        assert client.post("/corrections?class_name=cat", content=PNG).status_code == 201
+    assert len(list(tmp_path.glob("cat/*.png"))) == 1
+
+
+def test_max_corrections(predictor, tmp_path):
+    with running(predictor, corrections=tmp_path, max_corrections=1) as client:
+        sent = [client.post("/corrections?class_name=cat", content=data).status_code for data in (PNG, JPEG)]
+    assert sent == [201, 507]
+
+
+def test_max_corrections_bytes(predictor, tmp_path):
+    with running(predictor, corrections=tmp_path, max_corrections_bytes=len(PNG)) as client:
+        sent = [client.post("/corrections?class_name=cat", content=data).status_code for data in (PNG, JPEG)]
+    assert sent == [201, 507]
 
 
 def test_max_body_bytes(predictor):
