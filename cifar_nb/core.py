@@ -100,6 +100,8 @@ class Settings(_FromEnvironment):
     "What can be set from outside: each field is an environment variable `CIFAR_NB_…`."
     data_dir:Path = Field(Path('~/.cache/cifar_nb'),
         description='Where data sets are kept and downloaded to')
+    cache_mb:int = Field(2000, ge=0, le=1_000_000,
+        description='Megabytes of decoded images that may be kept in the data folder; 0 keeps none')
     mirrors:Annotated[list[str], NoDecode] = Field([],
         description='Web folders with the CIFAR archives, tried first; separated by commas')
     skip_broken:bool = Field(False,

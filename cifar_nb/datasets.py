@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['CIFAR_STATS', 'load_cifar', 'content_key', 'image_keys', 'hash_positions', 'choose_by_hash', 'split_by_hash',
-           'training_keys', 'count_trained']
+           'read_file', 'file_key', 'warn_if_shared', 'warn_if_grey', 'checked_stats', 'training_keys', 'count_trained']
 
 # %% ../nbs/11_datasets.ipynb #11004aa
 import hashlib
+import os
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .core import DatasetError, DatasetUnavailable, Settings
+from .core import DatasetError, DatasetUnavailable, Settings, log
 from .download import ARCHIVES, fetch_cifar, on_disk
-from .images import Images, Stats
+from .images import Images, Stats, channel_stats
 
 # %% ../nbs/11_datasets.ipynb #11008aa
 # Of the 50,000 training images
@@ -124,6 +126,61 @@ def split_by_hash(
     "Divide by content, see `choose_by_hash`. Raises `DatasetError` for a class with too few images."
     held = choose_by_hash(image_keys(images), images.labels, images.classes, fraction, salt=salt)
     return images[~held],images[held]
+
+# %% ../nbs/11_datasets.ipynb #16023bb
+def read_file(path:Path)->bytes:
+    "The bytes of a file. Raises `DatasetError` that names it."
+    try: return path.read_bytes()
+    except OSError as e: raise DatasetError(f'{path}: {e.strerror}') from e
+
+def file_key(
+    path:Path,
+)->int: # As from `content_key`
+    "The hash of a file; that of its name when it cannot be read, which an error will report later."
+    try: return content_key(read_file(path))
+    except DatasetError: return content_key(os.fsencode(path.name))
+
+# %% ../nbs/11_datasets.ipynb #f16twice
+def warn_if_shared(
+    images:Images, # Of a folder
+    root:str, # For the message
+):
+    "Log a warning when the same file is in several classes."
+    keys = images.file_keys.tolist() if images.file_keys is not None else []
+    pairs = {*zip(keys, images.labels.tolist())}
+    times = Counter(key for key,_ in pairs)
+    names = sorted({images.classes[label] for key,label in pairs if times[key] > 1})
+    if not names: return
+    n = sum(n > 1 for n in times.values())
+    log.warning('%s: %s image%s of %s in several classes, byte for byte; `cifar-nb data` names them',
+                root, f'{n:,}', 's'*(n != 1), ', '.join(names[:5]) + (' are' if n != 1 else ' is'))
+
+# %% ../nbs/11_datasets.ipynb #16038bb
+def warn_if_grey(
+    images:Images,
+    root:str, # For the message
+):
+    "Log a warning when all images of a class are grey."
+    grey = []
+    for label,name in enumerate(images.classes):
+        pixels = images.pixels[images.labels == label]
+        if (pixels == pixels[:,:1]).all(): grey.append(name)
+    if len(grey) == len(images.classes): log.warning('%s: all images are grey', root)
+    elif grey:
+        log.warning('%s: all images of %s are grey, and others are not; a model may tell them apart '
+                    'by that alone', root, ', '.join(grey))
+
+# %% ../nbs/11_datasets.ipynb #16040bb
+def checked_stats(
+    images:Images,
+    name:str, # Of the data set, for the error
+)->Stats:
+    "`channel_stats`. Raises `DatasetError` when a channel is the same everywhere and cannot be normalised."
+    stats = channel_stats(images.pixels)
+    if min(stats.std) > 1e-3: return stats
+    channel = ('red', 'green', 'blue')[stats.std.index(min(stats.std))]
+    raise DatasetError(f'{name}: the {channel} of all training images is the same everywhere; '
+                       'are these photographs?')
 
 # %% ../nbs/11_datasets.ipynb #e1daefbd
 def training_keys(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BatchLoader
+from .cache import open_reader
 from .checkpoint import Checkpointer, digest_images, flat_choices
 from .core import ConfigError, DatasetError, Settings, TrainingDiverged, log
 from .datasets import count_trained, image_keys, split_by_hash, training_keys
@@ -172,7 +173,7 @@ def measure(
 # %% ../nbs/81_experiment.ipynb #81071aa
 def _open_data(recipe, start, settings)->tuple[Dataset, Images, dict[str, Images|None]]:
     "All, to train on, and by name to measure on. Raises `ConfigError` where the accuracy would be too high."
-    data = load_dataset(recipe.data, recipe.size, settings)
+    data = load_dataset(recipe.data, recipe.size, settings, open_reader(settings))
     train,valid = split_data(recipe, data)
     measured = dict(validation=valid, test=data.test)
     refuse_known(recipe, start, train, measured)

@@ -25,8 +25,10 @@ def open_data(
     settings:Settings,
 )->tuple[str, Any]: # The name, and the `Dataset`
     "The data to measure a model on. Raises `DatasetError` or `DatasetUnavailable` that says what to give."
+    from cifar_nb.cache import open_reader
     from cifar_nb.folders import load_dataset
-    try: return data or card.dataset,load_dataset(data or card.dataset, card.input_size, settings)
+    name = data or card.dataset
+    try: return name,load_dataset(name, card.input_size, settings, open_reader(settings))
     except CifarNbError as e:
         if data: raise
         advice = f'the model was trained on {card.dataset!r}: say where that is now with --data'

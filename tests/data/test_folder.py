@@ -239,7 +239,7 @@ def test_a_split_decodes_each_image_once(tmp_path, counted, parts):
 
 def test_bytes_are_read_at_most_twice_and_a_given_test_set_once(tmp_path, counted):
     layout(tmp_path, train=15)
-    read = patch("cifar_nb.folders.read_file", side_effect=lambda path: path.read_bytes())
+    read = patch.object(Path, "read_bytes", autospec=True, side_effect=Path.read_bytes)
     with read as reads:
         data = load_dataset(str(tmp_path / "train"), 8)
         _ = data.train, data.test

@@ -34,7 +34,7 @@ from cifar_nb.source import OWN_SOURCES
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}
-ABOUT_DATA = {"data_dir", "mirrors", "skip_broken"}  # which no service reads
+ABOUT_DATA = {"cache_mb", "data_dir", "mirrors", "skip_broken"}  # which no service reads
 
 
 @pytest.fixture(scope="module")
