@@ -9,6 +9,7 @@ __all__ = ['ImageBody', 'from_base64', 'read_request', 'read_files']
 import asyncio
 import base64
 import codecs
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ _DATA_URL = re.compile(r'.{0,2000}?\bbase64\s*,|data:.{0,2000}?,', re.IGNORECASE
 _HEX = re.compile(r'(0x)?(ffd8ff|89504e47|47494638|52494646|424d)', re.IGNORECASE)
 _ELSEWHERE = re.compile(
     r'[a-z]{1,10}://|blob:|.{1,500}\.(jpe?g|png|gif|webp|bmp|avif|tiff?|hei[cf])$', re.IGNORECASE)
-_INDENT = re.compile(r'(?<=[\r\n])[ \t]{2,}')  # A single space may have been a +
+_INDENTS = re.compile(r'[\r\n]([ \t]*)(?=[^ \t\r\n])')  # In front of every line but the first
 _WEB_SAFE = bytes.maketrans(b'-_', b'+/')
 
 def from_base64(
@@ -81,7 +82,10 @@ def from_base64(
                          'send the bytes of the image file in base64')
     prefix = _DATA_URL.match(bare)
     try:
-        lines = _INDENT.sub('', bare[prefix.end() if prefix else 0:])
+        lines = bare[prefix.end() if prefix else 0:]
+        common = os.path.commonprefix(_INDENTS.findall(lines))
+        # A single space may have been a +
+        if len(common) > 1: lines = lines.replace(f'\n{common}', '\n')
         data = lines.encode('ascii').translate(_WEB_SAFE, b'\t\r\n')
         data = _restore_plus(data.strip()).rstrip(b'=')
         return base64.b64decode(data+b'='*(-len(data) % 4), validate=True)

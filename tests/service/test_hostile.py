@@ -90,7 +90,8 @@ def test_a_process_that_decodes_knows_no_secret(it):
 
 def test_processes_that_decode_end_with_the_service(tmp_path):
     with service(tmp_path, "--threads", "1") as it:
-        family = [process for guard in guards(it).values() for process in (guard, *guard.children())]
-        assert len(family) == 4
+        def family(): return [each for guard in guards(it).values() for each in (guard, *guard.children())]
+        until(lambda: len(family()) == 4)  # each guard forks its worker in its own time
+        processes = family()
         it.process.kill()
-        until(lambda: not any(process.is_running() for process in family), 20)
+        until(lambda: not any(process.is_running() for process in processes), 20)
