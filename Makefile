@@ -10,7 +10,7 @@ ARGS   ?=
 SHELL  := bash
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
-.PHONY: help serve train test colab nbdev3 notebooks readme benchmarks clean
+.PHONY: help serve lab train test colab nbdev3 notebooks readme benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -26,8 +26,15 @@ $(VENV)/.dev: $(VENV)/.package
 	$(BIN)/python -m pip install -q -e '.[dev,export]'
 	@touch $@
 
+$(VENV)/.notebooks: $(VENV)/.package
+	@$(BIN)/python -m pip install -q -e '.[notebooks]'
+	@touch $@
+
 serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (ARGS="--port 8080" and other flags)
 	$(BIN)/cifar-nb serve $(ARGS)
+
+lab: $(VENV)/.notebooks  ## Open the notebooks in JupyterLab (CIFAR_NB_SCALE=quick make lab: each takes less than two minutes)
+	$(BIN)/jupyter lab $(ARGS) nbs
 
 train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--recipe speed94")
 	$(BIN)/cifar-nb train $(ARGS)
@@ -42,11 +49,11 @@ colab:  ## Install into Colab's versions of all libraries (.github/colab.txt), r
 
 nbdev3:  ## Export and test the notebooks with nbdev 3, which must write the same package as nbdev 2
 	$(PYTHON) -m venv --clear $(NBDEV3_VENV)
-	$(NBDEV3_VENV)/bin/python -m pip install -q -e '.[notebooks,export,nbdev3]'
+	$(NBDEV3_VENV)/bin/python -m pip install -q -e '.[colab,export,nbdev3]'
 	PATH="$(abspath $(NBDEV3_VENV))/bin:$$PATH" $(NBDEV3_VENV)/bin/python tests/nbdev3.py
 
 notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs
-	for nb in $(NOTEBOOKS); do echo $$nb; TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 --log-level WARN $$nb || exit 1; done
+	for nb in $(NOTEBOOKS); do echo $$nb; CIFAR_NB_SCALE=full TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=-1 --log-level WARN $$nb || exit 1; done
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean --fname nbs
 	$(MAKE) readme
 

@@ -8,6 +8,7 @@ const make = (tag, properties, ...children) => {
 };
 const percent = p => p >= 0.9995 ? "100%" : (100 * p).toFixed(1) + "%";
 const images = n => n === 1 ? "1 image" : n + " images";
+const SAMPLES = ["cat", "cup", "frog", "rocket", "ship"]; // classes of which the service has an image to try
 const mayPass = status => status < 400 || status >= 500 || status === 408 || status === 429; // the same request may succeed later; 0 is no reply at all
 let limits = { max_batch: 32, max_body_bytes: 10e6 }; // of one request, until the service has said its own
 let operatingPoint = null; // from which probability on the model says a class, if it has been told
@@ -218,6 +219,24 @@ function take(files) {
   classify(cards);
 }
 
+// Sample images, of classes that the model knows
+
+async function trySample(name) {
+  const reply = await fetch(`static/samples/${name}.jpg`).catch(() => null);
+  if (!reply?.ok) { complain("The sample image did not arrive. Is the service still running?"); return; }
+  take([new File([await reply.blob()], `${name}.jpg`, { type: "image/jpeg" })]);
+}
+
+function offerSamples(classes) {
+  const known = limits.formats.includes("JPEG") ? SAMPLES.filter(name => classes.includes(name)) : [];
+  at("samples").hidden = !known.length;
+  at("samples").lastElementChild.replaceChildren(...known.map(name => {
+    const button = make("button", { type: "button", className: "plain" }, make("img", { src: `static/samples/${name}.jpg`, alt: `the sample image ${name}` }));
+    button.addEventListener("click", () => trySample(name));
+    return button;
+  }));
+}
+
 // The camera
 
 async function openCamera() {
@@ -283,6 +302,7 @@ async function introduce() {
   at("formats").textContent = new Intl.ListFormat("en", { type: "disjunction" }).format(limits.formats).replace(", or", " or");
   at("file").accept = limits.formats.map(name => types[name] ?? `image/${name.toLowerCase()}`).join();
   const score = card.test_accuracy === null ? "" : `; its test accuracy is ${percent(card.test_accuracy)}`;
+  offerSamples(card.classes);
   at("model").textContent = `The model knows ${card.classes.length} classes (${card.classes.slice(0, 10).join(", ")}${card.classes.length > 10 ? ", …" : ""})${score}.`;
 }
 

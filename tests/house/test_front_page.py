@@ -1,13 +1,23 @@
 "README.md is rendered from nbs/index.ipynb, and shows what results/ and the model cards say."
 import base64
 import copy
+import re
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from tools.repository import ROOT, cells, readme_tool
+from tools.repository import ROOT, SAMPLES, cells, readme_tool
 
 INDEX = ROOT / "nbs" / "index.ipynb"
+
+
+def test_the_images_that_the_readme_names_come_with_the_package():
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    code = "\n".join(block for _, block in blocks)
+    named = set(re.findall(r"[\w/]+\.(?:jpe?g|png|gif|webp)", code))
+    assert named and named <= set(SAMPLES)
+    before, _, after = code.partition("cifar-nb samples")
+    assert not named & set(re.findall(r"[\w/]+\.jpg", before)), "write them before they are used"
 
 
 def tables(notebook):

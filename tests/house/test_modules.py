@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cifar_nb"
 MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
-    "download", "engine", "guard", "imagefile", "importing",
+    "cli", "download", "engine", "guard", "imagefile", "importing",
     "modelfile", "models", "observe", "records", "serve", "training"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
 ALONE = """

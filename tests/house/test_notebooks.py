@@ -1,6 +1,9 @@
 "Notebooks: the same frame for each, links that lead somewhere, outputs that are real and clean."
 import json
 import re
+import sys
+import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 from tools.repository import CHAPTERS, NOTEBOOKS, ROOT, cells, exported_module, readme_tool, sources
@@ -24,6 +27,13 @@ def test_a_notebook_begins_with_its_question(path):
         assert part in frame, f"{path.name} lacks {part!r}"
 
 
+def test_only_one_place_asks_for_the_scale():
+    "The others ask `scale` and `at_scale` of 01_device."
+    asking = {path.stem for path in CHAPTERS
+              if re.search(r"environ\S*(IN_TEST|CIFAR_NB_SCALE)", "\n".join(sources(path, "code")))}
+    assert asking == {"01_device"}
+
+
 INSTALL = """\
 # Colab gets the package here. Elsewhere it is installed already, and this cell does nothing.
 import sys
@@ -39,7 +49,9 @@ from pathlib import Path
 if find_spec('nbdev') and Path('../settings.ini').exists():  # a checkout with the tools to change it
     import nbdev
 
-    nbdev.nbdev_export()\
+    nbdev.nbdev_export()
+    print('Exported: cifar_nb/ is now what the saved notebooks say; `git diff cifar_nb` shows what changed.')
+else: print('Nothing was exported: only a checkout with nbdev changes the package.')\
 """
 
 
@@ -48,8 +60,23 @@ def test_a_notebook_installs_only_in_colab_and_exports_only_with_nbdev(path):
     install = next(code for code in sources(path, "code") if "pip install" in code)
     address = readme_tool().address()
     theirs = install.replace("{user}/{repo}".format(**address), "cifar-nb/cifar_nb")
-    assert re.sub(r"\[[\w,]+\]", "[EXTRAS]", theirs) == INSTALL
+    assert re.sub(r"\[colab(,export)?\]", "[EXTRAS]", theirs) == INSTALL
     assert sources(path, "code")[-1] == LAST
+
+
+@pytest.mark.parametrize("checkout, tools, said", [
+    (True, True, "Exported: "), (True, False, "Nothing was exported"), (False, True, "Nothing was exported")])
+def test_the_last_cell_says_whether_it_exports(checkout, tools, said, *, tmp_path, monkeypatch, capsys):
+    calls, nbdev = [], types.ModuleType("nbdev")
+    nbdev.nbdev_export, nbdev.__spec__ = lambda: calls.append("export"), ModuleSpec("nbdev", None)
+    monkeypatch.setitem(sys.modules, "nbdev", nbdev)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: nbdev.__spec__ if tools else None)
+    (tmp_path / "nbs").mkdir()
+    if checkout: (tmp_path / "settings.ini").touch()
+    monkeypatch.chdir(tmp_path / "nbs")
+    exec(LAST, {})
+    assert capsys.readouterr().out.startswith(said)
+    assert calls == ["export"]*(checkout and tools)
 
 
 def test_links_lead_to_the_address_in_settings():

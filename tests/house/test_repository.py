@@ -1,10 +1,11 @@
 "What the repository promises about itself."
 import configparser
 import re
+import sys
 import tomllib
 
 from packaging.requirements import Requirement
-from tools.repository import ROOT
+from tools.repository import CHAPTERS, ROOT, sources
 
 from cifar_nb import __version__
 from cifar_nb.settings import ServiceSettings
@@ -64,11 +65,25 @@ def test_the_requirements_allow_what_colab_has():
     "Or else an install in Colab would replace a library that its kernel has loaded."
     lines = (ROOT / ".github" / "colab.txt").read_text(encoding="utf-8").splitlines()
     colab = dict(line.lower().replace("_", "-").split("==") for line in lines if line and line[0] != "#")
-    texts = SETTINGS["requirements"].split() + SETTINGS["notebooks_requirements"].split()
+    texts = SETTINGS["requirements"].split() + SETTINGS["colab_requirements"].split()
     wanted = [Requirement(text) for text in texts]
     checked = {one.name for one in wanted if one.name in colab}
     assert {"torch", "pillow", "numpy", "matplotlib", "uvicorn", "fastapi", "fastcore"} <= checked
     for one in wanted: assert one.name not in colab or one.specifier.contains(colab[one.name]), one
+
+
+def test_what_the_notebooks_import_is_what_the_extra_installs():
+    "A notebook runs from top to bottom where only the package and its extra `notebooks` are installed."
+    extra = SETTINGS["notebooks_requirements"].replace("cifar_nb[colab,export]", "")
+    texts = [SETTINGS[f"{name}requirements"] for name in ("", "colab_", "export_")]
+    known = {Requirement(text).name.replace("-", "_") for text in " ".join([*texts, extra]).split()}
+    assert {"jupyterlab", "ipywidgets", "onnx", "fastcore"} <= known
+    # IPython comes with Jupyter; the others are looked for before they are imported
+    known |= {"IPython", "PIL", "google", "nbdev", "pillow_heif", "cifar_nb", *sys.stdlib_module_names}
+    for path in CHAPTERS:
+        code = "\n".join(sources(path, "code"))
+        imported = set(re.findall(r"^ *(?:import|from) (\w+)[ .]", re.sub(r",\s*\n", ",", code), re.M))
+        assert imported <= known, f"{path.name} imports {imported - known}"
 
 
 def test_the_newest_pillow_is_not_required():

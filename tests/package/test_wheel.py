@@ -69,6 +69,8 @@ def test_a_fresh_environment_answers(installed, tmp_path):
     answer = output(python.with_name("cifar-nb"), "predict", "teal.png")
     assert answer.startswith("teal.png: ")
     assert answer.count("%") == 3
+    assert "frog.jpg" in output(python.with_name("cifar-nb"), "samples").split()
+    assert output(python.with_name("cifar-nb"), "predict", "frog.jpg").startswith("frog.jpg: frog 9")
     assert "speed94" in output(python.with_name("cifar-nb"), "recipes")
     revision = "from cifar_nb.device import source_revision; print(source_revision())"
     assert output(python, "-c", revision).startswith("cifar_nb ")

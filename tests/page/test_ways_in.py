@@ -4,7 +4,20 @@ import re
 import pytest
 from playwright.sync_api import TimeoutError, expect
 from tools.files import noise
-from tools.webpage import button, cards, check_answer, drop, fits, png, send, settings, status, visit
+from tools.webpage import (
+    button,
+    cards,
+    check_answer,
+    drop,
+    fits,
+    other_card,
+    png,
+    send,
+    settings,
+    status,
+    visit,
+    width_of,
+)
 
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
@@ -165,3 +178,36 @@ def test_no_camera_button_where_no_camera_can_be(browser, url, why):
         tab.reload()
         expect(tab.locator("#model")).to_contain_text("airplane")
         expect(tab.locator("#open-camera")).to_be_hidden()
+
+
+def samples(tab): return tab.locator("#samples button")
+
+
+def test_a_sample_image_to_try(tab):
+    "Those of classes that the model knows: a click, or a key, and it is classified like any other image."
+    expect(samples(tab)).to_have_count(3)
+    assert [width_of(image) for image in tab.locator("#samples img").all()] == [361, 360, 360]
+    button(tab, "the sample image frog").press("Enter")
+    expect(cards(tab).locator(".answer")).to_contain_text("frog, 9")
+    expect(cards(tab).locator(".name")).to_have_text("frog.jpg")
+    check_answer(cards(tab), 360)
+    assert fits(tab)
+
+
+def test_no_sample_of_classes_that_the_model_does_not_know(browser):
+    with served(create_app(settings(), Predictor.load("cifar100"))) as url, visit(browser, url) as tab:
+        expect(samples(tab)).to_have_count(2)
+        for change in (dict(formats="PNG,WEBP"), {}):
+            predictor = Predictor.load("cifar10") if change else other_card(classes=tuple("abcdefghij"))
+            app = create_app(settings(**change), predictor)
+            with served(app) as other, visit(browser, other) as one:
+                expect(one.locator("#model")).to_contain_text("10 classes")
+                expect(one.locator("#samples")).to_be_hidden()
+
+
+def test_a_sample_that_does_not_arrive(browser, url):
+    with visit(browser, url) as tab:
+        expect(samples(tab)).to_have_count(3)
+        tab.route("**/samples/frog.jpg", lambda route: route.abort())
+        button(tab, "the sample image frog").click()
+        expect(tab.locator("#error")).to_contain_text("did not arrive")

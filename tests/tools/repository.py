@@ -24,6 +24,7 @@ def exported_module(path):
     return found and found[1]
 
 
+SAMPLES = sorted(path.name for path in (ROOT / "cifar_nb" / "static" / "samples").glob("*.jpg"))
 MODULES = {exported_module(path): int(path.name[:2]) for path in CHAPTERS if exported_module(path)}
 
 
