@@ -87,13 +87,15 @@ class BatchLoader:
         full,rest = divmod(len(self.images), self.batch_size)
         return full if self.drop_last else full + (rest > 0)
 
-    # `x` float32 (B,3,H,W), and `y` int64 (B,), or float (B,K) when mixed
+    # `x` float32 (B,3,H,W) or (B,T,3,H,W), and `y` int64 (B,), or float (B,K) when mixed
     def __iter__(self)->Iterator[tuple[Tensor, Tensor]]:
         n,device = len(self.images),self.pixels.device
         order = torch.randperm(n, device=device) if self.shuffle else torch.arange(n, device=device)
         for which in order.split(self.batch_size)[:len(self)]:
             x,y = self.pixels[which],self.labels[which]
+            many = x.shape[:-3]  # B, or B and T where each photo is T tiles
+            x = x.flatten(0, -4)
             if self.augment: x = self.augment(x)
             x = normalize(x, self._stats)
             if self.mix: x,y = self.mix(x, y)
-            yield x.contiguous(memory_format=torch.channels_last), y
+            yield x.contiguous(memory_format=torch.channels_last).unflatten(0, many), y

@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 from PIL import features
 
-from .core import Settings, log
+from .core import Fit, Settings, log
 from .folders import Decoded, FileReader
 
 # %% ../nbs/19_cache.ipynb #19017aa
@@ -214,9 +214,10 @@ class CachingReader(FileReader):
         def unpack(value): return _KEY.unpack(value)[0]
         return self._remember(paths, 'sha256', super().keys, pack=_KEY.pack, unpack=unpack)
 
-    def decode(self, paths:Sequence[Path], size:int)->Iterator[Decoded]:
+    def decode(self, paths:Sequence[Path], size:int, fit:Fit='crop')->Iterator[Decoded]:
         "Pixels and hash of each file, or the error that says why it cannot be read."
-        how,work = f'{pixels_version()} size={size}',partial(super().decode, size=size)
+        how = f'{pixels_version()} size={size} fit={fit}'
+        work = partial(super().decode, size=size, fit=fit)
         return self._remember(paths, how, work, pack=_pack_decoded, unpack=_unpack_decoded)
 
     def _remember(self, paths:Sequence[Path], how:str, work:Callable[[Sequence[Path]], Iterator[_R]], *,

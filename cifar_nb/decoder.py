@@ -19,9 +19,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from .core import CifarNbError, ConfigError, log
+from .core import CifarNbError, ConfigError, Fit, log
 from .imagefile import WEB_FORMATS, TooCostly
 from .opening import MAX_PIXELS
+from .photos import FITS, MAX_TILES
 from cifar_nb.sandbox import (
     ANSWER,
     ERRORS,
@@ -43,15 +44,15 @@ from cifar_nb.sandbox import (
 class _Sent:
     "A request that a process has not answered yet."
     def __init__(self,
-        n_pixel_bytes:int, # Length of the answer if all is well
+        lengths:Sequence[int], # That the answer may have if all is well
     ):
-        self.n_pixel_bytes = n_pixel_bytes
+        self.lengths = lengths
         self.since = time.monotonic()
         self.outcome:asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def allows(self, kind:int, n:int)->bool:
         "Whether this can be an answer to the request."
-        if kind == PIXELS: return n == self.n_pixel_bytes
+        if kind == PIXELS: return n in self.lengths
         if kind in (LARGE, KILLED): return n == 0
         return kind < len(ERRORS) and n <= 1000
 
@@ -77,7 +78,7 @@ class _ProcessLane:
         self.task.cancel()
         with suppress(asyncio.CancelledError): await self.task
 
-    async def ask(self, data:bytes, sizes:Sequence[int])->Outcome:
+    async def ask(self, data:bytes, sizes:Sequence[int], fit:Fit='crop')->Outcome:
         "Have an image decoded for one or two sizes."
         self.asking += 1
         try:
@@ -87,9 +88,10 @@ class _ProcessLane:
                 self.turns.release()
                 raise
             first,second = [*sizes, 0][:2]
-            sent = _Sent(3*(first**2+second**2))
+            length = 3*(first**2+second**2)
+            sent = _Sent([n*length for n in range(1, MAX_TILES+1)] if fit == 'tiles' else [length])
             self.sent.append(sent)
-            self.writer.write(REQUEST.pack(len(data), first, second))
+            self.writer.write(REQUEST.pack(len(data), first, second, FITS.index(fit)))
             self.writer.write(data)
             return await sent.outcome
         finally: self.asking -= 1
@@ -151,11 +153,11 @@ class _ThreadLane:
         "End it after the image that it decodes."
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, data:bytes, sizes:Sequence[int])->Outcome:
+    async def ask(self, data:bytes, sizes:Sequence[int], fit:Fit='crop')->Outcome:
         "Have an image decoded."
         self.asking += 1
         loop = asyncio.get_running_loop()
-        try: return await loop.run_in_executor(self.pool, decode, data, sizes, self.lane)
+        try: return await loop.run_in_executor(self.pool, decode, data, sizes, self.lane, fit)
         finally: self.asking -= 1
 
 # %% ../nbs/63_decoder.ipynb #63013aa
@@ -199,27 +201,30 @@ class Decoder:
     async def __call__(self,
         data:bytes, # An image file
         *sizes:int, # Heights and widths of the results, one or two
-    )->list[np.ndarray]: # uint8 (size,size,3)
+        fit:Fit='crop', # How it is fitted to them, see 15_photos
+    )->list[np.ndarray]: # uint8 (size,size,3), or (T,size,size,3) for tiles
         "The pixels of an image, as from `pixel_array`. Raises `ImageError`, or `DecoderBusy`."
-        kind,payload = await self._find(data, sizes)
-        if kind == PIXELS: return _as_arrays(payload, sizes)
+        kind,payload = await self._find(data, sizes, fit)
+        if kind == PIXELS: return _as_arrays(payload, sizes, fit)
         if kind == LOST: raise DecoderBusy('the image could not be decoded just now')
         if kind == KILLED:
             raise TooCostly(f'decoding the image takes more than {self.slow.lane.seconds:g} seconds; '
                             'send a smaller one')
         raise ERRORS[kind](payload.decode(errors='replace'))
 
-    async def _find(self, data, sizes)->Outcome:
+    async def _find(self, data, sizes, fit)->Outcome:
         if len(data) <= SMALL_BYTES:
             lane = min(self.fast, key=lambda lane: lane.asking)
-            outcome = await lane.ask(data, sizes)
+            outcome = await lane.ask(data, sizes, fit)
             if outcome[0] not in (LARGE, KILLED, LOST): return outcome
         if self.slow.asking >= self.max_large:
             raise DecoderBusy(f'{self.slow.asking} large images are waiting already')
-        return await self.slow.ask(data, sizes)
+        return await self.slow.ask(data, sizes, fit)
 
-def _as_arrays(payload:bytes, sizes:Sequence[int])->list[np.ndarray]:
+def _as_arrays(payload:bytes, sizes:Sequence[int], fit:Fit)->list[np.ndarray]:
     "Cut the bytes of an answer into images."
-    ends = np.cumsum([3*size*size for size in sizes])[:-1]
-    parts = np.split(np.frombuffer(bytearray(payload), np.uint8), ends)
-    return [part.reshape(size, size, 3) for part,size in zip(parts, sizes)]
+    lengths = [3*size*size for size in sizes]
+    n = len(payload)//sum(lengths)  # squares of each size
+    parts = np.split(np.frombuffer(bytearray(payload), np.uint8), n*np.cumsum(lengths)[:-1])
+    many = (n,) if fit == 'tiles' else ()
+    return [part.reshape(*many, size, size, 3) for part,size in zip(parts, sizes)]

@@ -23,10 +23,12 @@ from torch import Tensor
 from .answers import Answer, Explanation, as_data_url, busy
 from .core import ImageError, log
 from .decoder import Decoder, DecoderBusy
+from .draw import side_by_side
 from .explain import draw_overlay, hires_cam
 from .images import normalize
+from .modelfile import ModelCard
 from .observe import Metrics
-from .predict import Predictor
+from .predict import Prediction, Predictor
 from .slot import ModelSlot, set_threads
 
 # %% ../nbs/93_engine.ipynb #ee7b4ace
@@ -34,45 +36,48 @@ def _waited_too_long(max_wait): # A 503 to be raised
     return busy(f'the image has waited for more than {max_wait:g} seconds; try again shortly')
 
 class _ModelChanged(Exception):
-    "The pixels were made for a model with another input size, which has been replaced meanwhile."
+    "The pixels were made for a model that sees photos in another way, which has been replaced meanwhile."
 
 @dataclass(eq=False)
 class Job:
     "A decoded image in the queue, and what its sender wants to know."
-    seen:np.ndarray  # uint8 (S,S,3), what the model sees
+    seen:np.ndarray  # uint8 (S,S,3), what the model sees; (T,S,S,3) for a photo in tiles
     top_k:int  # Candidates to list
     done:asyncio.Future  # Gets an `Answer` or an exception
-    large:np.ndarray|None=None  # uint8 (V,V,3), the same in a larger size, if an overlay is wanted
+    large:np.ndarray|None=None  # The same in a larger size, if an overlay is wanted
+    fit:str='crop'  # How the photo became squares
     view:bool=False  # Whether to send back what the model saw
     since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
 
     def begin(self,
-        size:int, # Of the model's images
+        card:ModelCard, # Of the model
         max_wait:float, # Seconds
     ):
         "Its turn has come. Raises a 503 when it has waited for too long, or `_ModelChanged`."
         if time.monotonic()-self.since > max_wait: raise _waited_too_long(max_wait)
-        if len(self.seen) != size: raise _ModelChanged
+        if (self.seen.shape[-2], self.fit) != (card.input_size, card.fit): raise _ModelChanged
         self.begun = True
 
 # %% ../nbs/93_engine.ipynb #1e4a507f
 def _as_tensor(
-    pixels:np.ndarray, # uint8 (S,S,3)
-)->Tensor: # uint8 (3,S,S)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    pixels:np.ndarray, # uint8 (S,S,3), or (T,S,S,3) for tiles
+)->Tensor: # uint8 (3,S,S), or (T,3,S,S)
+    return torch.from_numpy(pixels).movedim(-1, -3)
 
 def _overlay(
     job:Job,
-    class_index:int, # Whose regions are shown
+    prediction:Prediction, # The class whose regions are shown, and the tile that decided
     predictor:Predictor,
 )->Tensor: # uint8 (3,V,V)
     "The regions in red that supported a class. Raises `ImageError` for a model without feature maps."
-    x = normalize(_as_tensor(job.seen)[None], predictor.card.stats).to(predictor.device)
-    try: cam = hires_cam(predictor.model, x, torch.tensor([class_index]))[0]
-    except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
     assert job.large is not None
-    return draw_overlay(Image.fromarray(job.large), cam, len(job.large))
+    seen,large = job.seen,job.large
+    if prediction.tile: seen,large = seen[prediction.tile-1],large[prediction.tile-1]
+    x = normalize(_as_tensor(seen)[None], predictor.card.stats).to(predictor.device)
+    try: cam = hires_cam(predictor.model, x, torch.tensor([prediction.class_index]))[0]
+    except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
+    return draw_overlay(Image.fromarray(large), cam, len(large))
 
 def _as_answer(
     job:Job,
@@ -80,10 +85,11 @@ def _as_answer(
     predictor:Predictor,
 )->Answer:
     "The prediction, with the images that its sender wants to have back."
-    view = as_data_url(_as_tensor(job.seen)) if job.view else None
+    seen = _as_tensor(job.seen)
+    view = as_data_url(side_by_side(seen) if seen.ndim == 4 else seen) if job.view else None
     answer = dict(prediction, view=view)
     if job.large is None: return Answer.model_construct(**answer)
-    overlay = _overlay(job, prediction.class_index, predictor)
+    overlay = _overlay(job, prediction, predictor)
     return Explanation.model_construct(**answer, overlay=as_data_url(overlay))
 
 # %% ../nbs/93_engine.ipynb #fee55da9
@@ -94,7 +100,7 @@ def _compute(
     "The answers of a batch: one pass through the network."
     predictions = None
     try:
-        pixels = torch.stack([_as_tensor(job.seen) for job in batch])
+        pixels = [_as_tensor(job.seen) for job in batch]
         predictions = predictor.answers(pixels, [job.top_k for job in batch])
     except Exception as e:
         if len(batch) == 1: return [e]
@@ -132,7 +138,7 @@ def run_batch(
     failed:list[tuple[Job, Answer|Exception]] = []
     for job in jobs:
         try:
-            job.begin(predictor.card.input_size, max_wait)
+            job.begin(predictor.card, max_wait)
             batch.append(job)
         except Exception as e: failed.append((job, e))
     outcomes = _compute(batch, predictor) if batch else []
@@ -237,18 +243,20 @@ class Engine:
         with self._place(client):
             while True:
                 try:
-                    seen,*large = await self._decode(data, since, explain, turn)
+                    card = self.ready().card
+                    seen,*large = await self._decode(data, card, since, explain=explain, turn=turn)
                     done = self.loop.create_future()
-                    return await self._wait(Job(seen, top_k, done, large[0] if large else None, view, since))
+                    job = Job(seen, top_k, done, next(iter(large), None), card.fit, view, since)
+                    return await self._wait(job)
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e
 
-    async def _decode(self, data, since, explain, turn)->list[np.ndarray]:
-        size = self.ready().card.input_size
+    async def _decode(self, data, card, since, *, explain, turn)->list[np.ndarray]:
+        size = card.input_size
         sizes = (size, max(256, size)) if explain else (size,)
         try:
             async with asyncio.timeout(since+self.max_wait-time.monotonic()), turn or nullcontext():
-                return await self.decoder(data, *sizes)
+                return await self.decoder(data, *sizes, fit=card.fit)
         except TimeoutError as e: raise _waited_too_long(self.max_wait) from e
 
     async def _wait(self, job:Job)->Answer:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .core import Table
 from .device import Amp
+from .tiles import OverTiles
 
 # %% ../nbs/40_evaluate.ipynb #81c0ed8f
 def wilson_interval(
@@ -107,7 +108,7 @@ def evaluate(
     "One pass over `dl` without learning. Raises `ValueError` where that is empty."
     amp = amp or Amp(device)
     logits,labels = [],[]
-    model.eval()
+    model = OverTiles(model).eval()
     with amp.autocast():
         for x,y in dl:
             logits.append(model(x.to(device)).float().cpu())

@@ -133,7 +133,7 @@ def make_card(
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
-        input_size=recipe.size, recipe=_choices(recipe), epochs=outcome.epochs,
+        input_size=recipe.size, fit=recipe.fit, recipe=_choices(recipe), epochs=outcome.epochs,
         kept_epoch=outcome.kept_epoch, kept_by=outcome.kept_by, seed=recipe.seed, trained_on=trained_on,
         epochs_planned=outcome.plan if len(outcome.plan) > 1 else None, left_out=outcome.left_out,
         validation_accuracy=valid.accuracy if valid else None, revision=revision,
@@ -173,7 +173,7 @@ def measure(
 # %% ../nbs/81_experiment.ipynb #81071aa
 def _open_data(recipe, start, settings)->tuple[Dataset, Images, dict[str, Images|None]]:
     "All, to train on, and by name to measure on. Raises `ConfigError` where the accuracy would be too high."
-    data = load_dataset(recipe.data, recipe.size, settings, open_reader(settings))
+    data = load_dataset(recipe.data, recipe.size, settings, open_reader(settings), fit=recipe.fit)
     train,valid = split_data(recipe, data)
     measured = dict(validation=valid, test=data.test)
     refuse_known(recipe, start, train, measured)

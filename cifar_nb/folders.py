@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .core import DatasetError, ImageError, Settings, log, progress
+from .core import DatasetError, Fit, ImageError, Settings, log, progress
 from cifar_nb.datasets import (
     CIFAR_STATS,
     checked_stats,
@@ -31,7 +31,7 @@ from cifar_nb.datasets import (
     warn_if_shared,
 )
 from .download import ARCHIVES
-from .images import Images, Stats, synthetic
+from .images import Images, Stats, stack_images, synthetic
 from .layout import class_folders, find_parts, named_parts, train_command
 from .listing import ImageFiles, list_images
 from .photos import image_pixels
@@ -46,10 +46,10 @@ def _in_threads(work:Callable[[_T], _R], items:Iterable[_T])->Iterator[_R]: # In
     n_threads = min(torch.get_num_threads(), MAX_READERS)
     with ThreadPoolExecutor(n_threads) as pool: yield from pool.map(work, items)
 
-def _decode_file(path:Path, size:int)->Decoded:
+def _decode_file(path:Path, size:int, fit:Fit)->Decoded:
     try:
         data = read_file(path)
-        return image_pixels(data, size),content_key(data)
+        return image_pixels(data, size, fit),content_key(data)
     except (DatasetError, ImageError) as e: return e
 
 class FileReader:
@@ -61,9 +61,10 @@ class FileReader:
     def decode(self,
         paths:Sequence[Path],
         size:int, # Images are fitted to this height and width
+        fit:Fit='crop', # How, see 15_photos
     )->Iterator[Decoded]: # In the order of the paths
         "Pixels and hash of each file, or the error that says why it cannot be read."
-        return _in_threads(partial(_decode_file, size=size), paths)
+        return _in_threads(partial(_decode_file, size=size, fit=fit), paths)
 
 # %% ../nbs/16_folders.ipynb #16024bb
 def split_files(
@@ -81,9 +82,10 @@ def decode_files(
     paths:Sequence[Path],
     size:int, # Images are fitted to this height and width
     reader:FileReader|None=None, # None decodes each file
+    fit:Fit='crop', # How, see 15_photos
 )->tuple[list[tuple[Tensor, int]|None], dict[Path, Exception]]: # Pixels and key by file; what is broken
     "Decode files; `None` stands for one that cannot be read."
-    results = (reader or FileReader()).decode(paths, size)
+    results = (reader or FileReader()).decode(paths, size, fit)
     found = [*progress(results, total=len(paths), desc='reading images')]
     broken = {path: result for path,result in zip(paths, found) if isinstance(result, Exception)}
     return [None if isinstance(result, Exception) else result for result in found],broken
@@ -106,15 +108,17 @@ def read_images(
     size:int, # Images are fitted to this height and width
     skip_broken:bool=False, # Leave out what cannot be read
     reader:FileReader|None=None, # None decodes each file
+    *,
+    fit:Fit='crop', # How images are fitted, see 15_photos
 )->Images:
     "Decode files. Raises `BrokenImages` that names the files at fault."
-    decoded,broken = decode_files(files.paths, size, reader)
+    decoded,broken = decode_files(files.paths, size, reader, fit)
     if broken and (not skip_broken or len(broken) == len(decoded)):
         raise BrokenImages(broken) from next(iter(broken.values()))
     for path,why in broken.items(): log.warning('skipped %s: %s', printable(str(path)), why)
     pixels,keys = zip(*[pair for pair in decoded if pair])
     kept = files.select(torch.tensor([pair is not None for pair in decoded]))
-    return Images(torch.stack(pixels), kept.labels, files.classes, torch.tensor(keys), tuple(kept.paths))
+    return Images(stack_images(pixels), kept.labels, files.classes, torch.tensor(keys), tuple(kept.paths))
 
 # %% ../nbs/16_folders.ipynb #16043bb
 def _without_classes(
@@ -166,14 +170,16 @@ def read_folder_part(
     part:str, # One of `parts.names`
     size:int, # Images are fitted to this height and width
     skip_broken:bool=False, # Leave out what cannot be read
+    *,
+    fit:Fit='crop', # How images are fitted, see 15_photos
 )->Images:
     "Decode one part of a folder. Raises `DatasetError`; warns of what is probably not meant."
     files = parts.files(part)
-    try: images = read_images(files, size, skip_broken, parts.reader)
+    try: images = read_images(files, size, skip_broken, parts.reader, fit=fit)
     except BrokenImages as e:
         # Those of the other parts as well, so that one run names all
         others = [path for other in parts.names if other != part for path in parts.files(other).paths]
-        broken = e.broken | decode_files(others, size, parts.reader)[1]
+        broken = e.broken | decode_files(others, size, parts.reader, fit)[1]
         if len(broken) > 1:
             for path,why in broken.items(): log.warning('%s: %s', printable(str(path)), why)
         raise BrokenImages(broken) from e.__cause__
@@ -231,15 +237,20 @@ def load_dataset(
     size:int=32, # Images of a folder are fitted to this height and width; the others have 32
     settings:Settings|None=None, # Where data is; read from the environment when None
     reader:FileReader|None=None, # Of the files of a folder; None reads each file
+    *,
+    fit:Fit='crop', # How images of a folder are fitted, see 15_photos
 )->Dataset:
     "A data set by name, and never other data. Raises `DatasetUnavailable` or `DatasetError`."
     if size != 32 and name in (*ARCHIVES, 'synthetic'):
         raise DatasetError(f'the images of {name} have 32 pixels, and {size} are asked for: '
                            'only images of a folder are fitted to a size')
+    if fit != 'crop' and name in (*ARCHIVES, 'synthetic'):
+        raise DatasetError(f'the images of {name} are squares of 32 pixels, so fit = {fit} changes '
+                           'nothing: leave it out')
     if name == 'synthetic': return Dataset(name, synthetic)
     settings = settings or Settings.read()
     if name in ARCHIVES:
         return Dataset(name, partial(load_cifar, name, settings=settings), known_stats=CIFAR_STATS[name])
     parts = open_folder(name, reader)
-    read = partial(read_folder_part, parts, size=size, skip_broken=settings.skip_broken)
+    read = partial(read_folder_part, parts, size=size, skip_broken=settings.skip_broken, fit=fit)
     return Dataset(name, read, 'valid' in parts.folders, skipped=parts.skipped)

@@ -23,7 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
+from .core import CifarNbError, Fit, Fraction, ModelError, Settings, atomic_path
 from .device import library_versions, source_revision
 from .images import Images, Stats
 from cifar_nb.own import (
@@ -62,6 +62,8 @@ class ModelCard(BaseModel):
     mean:Annotated[tuple[Fraction, ...], _THREE] = Field(description='Subtracted from each channel, 0 to 1')
     std:Annotated[tuple[_StdDev, ...], _THREE] = Field(description='Each channel is divided by it, 0 to 1')
     input_size:int = Field(ge=1, le=1024, description='Height and width of its images, in pixels')
+    fit:Fit = Field('crop', description=(
+        'How a photo becomes such images: crop (its centre), pad or squeeze (all of it), or several tiles'))
     recipe:dict[str, Any] = Field(description='Every choice that was made for the training run')
     epochs:int = Field(ge=0, description='Passes over the training images; 0 if not recorded')
     kept_epoch:int|None = Field(None, ge=1, description=(

@@ -28,7 +28,7 @@ def open_data(
     from cifar_nb.cache import open_reader
     from cifar_nb.folders import load_dataset
     name = data or card.dataset
-    try: return name,load_dataset(name, card.input_size, settings, open_reader(settings))
+    try: return name,load_dataset(name, card.input_size, settings, open_reader(settings), fit=card.fit)
     except CifarNbError as e:
         if data: raise
         advice = f'the model was trained on {card.dataset!r}: say where that is now with --data'

@@ -29,6 +29,7 @@ from .policies import find_mix, find_policy
 from .rates import make_schedule
 from .records import AnyRecipe, Recipe, SpeedRecipe
 from .speed import ProxyFilter, compile_each_size, init_network, make_muon, speed_loader
+from .tiles import OverTiles
 
 # %% ../nbs/79_parts.ipynb #f954f792
 @dataclass
@@ -115,9 +116,11 @@ def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
     opt = recipe.optimizer.build(model, bf16=amp.precision == 'bf16')
     sched = recipe.schedule.build(opt, recipe.epochs, _steps_per_epoch(recipe, len(dl)))
     loss_fn = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
+    tiled = OverTiles(model)  # which is the model itself for images of a single square
     return Parts(
         model, lambda epoch: dl, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate,
-        clip=recipe.clip or None, ema=recipe.average or None, stopper=recipe.stopping.build())
+        clip=recipe.clip or None, ema=recipe.average or None, stopper=recipe.stopping.build(),
+        learner=(lambda epoch: tiled) if train.pixels.ndim == 5 else None)
 
 # %% ../nbs/79_parts.ipynb #57671825
 def _make_speed_opt(recipe, model, amp, images_per_step):

@@ -7,7 +7,7 @@ __all__ = ['PREDICTED', 'Candidate', 'Prediction', 'as_prediction', 'Predictor',
 
 # %% ../nbs/61_predict.ipynb #61004aa
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from .core import Fraction, ImageError, ModelError, Settings
 from .device import best_device
-from .images import normalize
+from .images import normalize, stack_images
 from .modelfile import ModelCard, find_model, read_model
 from .own import use_architecture
-from .photos import image_pixels
+from .photos import MAX_TILES, image_pixels
 from .threshold import decide
+from .tiles import combine_tiles
 
 # %% ../nbs/61_predict.ipynb #a54d795a
 class Candidate(BaseModel):
@@ -46,6 +47,10 @@ class Prediction(BaseModel):
     model:str = Field(description='Name of the model that answered')
     in_distribution:bool|None = Field(description=(
         'False when the confidence is lower than on 95% of its validation images; null if not measured'))
+    tile:int|None = Field(None, description=(
+        'Which square of the photo decided, counted from 1, from the left or the top; null for a model that '
+        'looks at a single square'))
+    tiles:int|None = Field(None, description='How many squares of the photo the model has looked at, or null')
     inference_ms:float = Field(ge=0, description='Time in the network, in milliseconds')
 
 def as_prediction(
@@ -55,6 +60,7 @@ def as_prediction(
     *,
     top_k:int, # Candidates in `top`, at most the number of classes
     took:float, # Milliseconds in the network
+    tiles:tuple[list[int], int]|None=None, # The tile that gave each class its score, and how many there are
 )->Prediction:
     "Turn probabilities into a `Prediction`."
     best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)
@@ -66,6 +72,7 @@ def as_prediction(
         decision=decide(probabilities, card.classes, card.operating_point),
         probabilities=dict(zip(card.classes, probabilities)), top=top[:top_k], model=name,
         in_distribution=None if threshold is None else top[0].confidence >= threshold,
+        tile=tiles[0][best[0]]+1 if tiles else None, tiles=tiles[1] if tiles else None,
         inference_ms=round(took, 3))
 
 # %% ../nbs/61_predict.ipynb #0ea518ad
@@ -103,19 +110,32 @@ class Predictor:
         "Logits for a batch."
         return self.network(x.to(self.device, memory_format=torch.channels_last)).float().cpu()
 
+    def _score(self,
+        pixels:Sequence[Tensor]|Tensor, # Each uint8 (3,S,S), or (T,3,S,S) with any T
+    )->tuple[Tensor, list]: # Logits (B,K); for each image what `as_prediction` takes as `tiles`
+        "Logits of images. Tiles go through the network in batches that are no larger than without tiles."
+        if pixels[0].ndim == 3:
+            x = pixels if isinstance(pixels, Tensor) else stack_images(pixels)
+            return self.logits(normalize(x, self.card.stats)),[None]*len(x)
+        parts = torch.cat(list(pixels)).split(max(len(pixels), MAX_TILES))
+        logits = torch.cat([self.logits(normalize(part, self.card.stats)) for part in parts])
+        found = [combine_tiles(rows) for rows in logits.split([len(image) for image in pixels])]
+        counted = [(which.tolist(), len(image)) for (_,which),image in zip(found, pixels)]
+        return torch.stack([scores for scores,_ in found]),counted
+
     def answers(self,
-        pixels:Tensor, # uint8 (B,3,S,S), from `image_pixels`
+        pixels:Sequence[Tensor]|Tensor, # Each uint8 (3,S,S), or (T,3,S,S) for tiles, from `image_pixels`
         top_k:list[int], # Candidates in `top`, for each image
     )->list[Prediction]: # One per image; `inference_ms` is the time of the whole batch
         "Predictions for pixels of the right size. Raises `ModelError` when the network gives NaN."
         start = time.perf_counter()
-        logits = self.logits(normalize(pixels, self.card.stats))
+        logits,tiles = self._score(pixels)
         rows = (logits/self.card.temperature).softmax(1)
         took = 1000*(time.perf_counter()-start)
         if not rows.isfinite().all():
             raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
-        return [as_prediction(row, self.card, self.name, top_k=k, took=took)
-                for row,k in zip(rows.tolist(), top_k)]
+        return [as_prediction(row, self.card, self.name, top_k=k, took=took, tiles=found)
+                for row,k,found in zip(rows.tolist(), top_k, tiles)]
 
     def predict_batch(self,
         images:list[bytes|Image.Image], # Files, or images of any modes and sizes
@@ -123,7 +143,7 @@ class Predictor:
     )->list[Prediction]: # One per image
         "Predictions for several images at once. Raises `ImageError`."
         if not images: return []
-        pixels = torch.stack([image_pixels(image, self.card.input_size) for image in images])
+        pixels = [image_pixels(image, self.card.input_size, self.card.fit) for image in images]
         return self.answers(pixels, [top_k]*len(images))
 
     def __call__(self,

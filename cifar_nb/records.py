@@ -21,6 +21,7 @@ from .convnet import count_parameters
 from cifar_nb.core import (
     ConfigError,
     Count,
+    Fit,
     Fraction,
     NonNegative,
     ProperFraction,
@@ -126,6 +127,8 @@ class BaseRecipe(_Section):
     data:str = 'cifar10'
     # Height and width of the images in pixels
     size:Size = 32
+    # How a photo becomes squares: crop (its centre), pad, squeeze, or tiles (several squares), see 18_tiles
+    fit:Fit = 'crop'
     # Fraction of the training images that choices are made by, and that is not trained on; 0 trains on all
     held_out:ProperFraction = .1
     # A name for `create_model`
@@ -286,6 +289,9 @@ class Recipe(_AnyNetwork):
         if self.stopping.patience and not self.held_out:
             raise ConfigError('stopping.patience needs validation images: set held_out above 0, '
                               'or patience to 0')
+        if self.fit == 'tiles' and self.mix != 'none':
+            raise ConfigError(f'mix = {self.mix} blends single squares, and fit = tiles makes several of a '
+                              'photo: use mix = none, or fit = pad')
         names = ', '.join([*(f'model.{name}' for name in self.model), 'size'])
         _check_buildable(self.architecture, self.arguments(10), names)
         return self
@@ -355,6 +361,9 @@ class SpeedRecipe(_FastNetwork):
         if max(self.shift, self.cutout) >= self.size:
             raise ConfigError(f'shift = {self.shift}, cutout = {self.cutout}: '
                               f'use less than the size, {self.size} pixels')
+        if self.fit == 'tiles':
+            raise ConfigError('fit = tiles is for standard recipes, such as finetune: use one of them, '
+                              'or fit = pad')
         if self.hard*self.batch_size <= 1:
             raise ConfigError(f'hard = {self.hard}, batch_size = {self.batch_size}: '
                               'leave at least two images per step')

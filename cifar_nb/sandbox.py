@@ -23,10 +23,10 @@ from pathlib import Path
 
 from PIL import AvifImagePlugin, Image
 
-from .core import ImageError
+from .core import Fit, ImageError
 from .imagefile import WEB_FORMATS, EmptyImage, TooCostly, UnsupportedImage
 from .opening import MAX_PIXELS, TooManyPixels, open_image, use_heif
-from .photos import pixel_array
+from .photos import FITS, pixel_array
 
 # %% ../nbs/62_sandbox.ipynb #62009aa
 @dataclass(frozen=True)
@@ -54,19 +54,20 @@ def decode(
     data:bytes, # An image file
     sizes:Sequence[int], # Heights and widths of the results, in pixels
     lane:Lane,
+    fit:Fit='crop', # How it is fitted to them, see 15_photos
 )->Outcome:
     "Decode an image for each size. Raises nothing."
     try:
         image = open_image(data, lane.max_pixels, lane.formats)
         if lane.small_pixels and image.width*image.height > lane.small_pixels: return LARGE,b''
-        arrays = pixel_array(image, *sizes, max_pixels=lane.max_pixels)
+        arrays = pixel_array(image, *sizes, fit=fit, max_pixels=lane.max_pixels)
         return PIXELS,b''.join(array.tobytes() for array in arrays)
     except ImageError as e:
         if lane.small_pixels and isinstance(e.__cause__, MemoryError): return LARGE,b''
         return ERRORS.index(type(e)),str(e).encode()[:1000]
 
 # %% ../nbs/62_sandbox.ipynb #62014ba
-REQUEST = struct.Struct('<IHH')  # Bytes of the file, a size, a second size or 0
+REQUEST = struct.Struct('<IHHB')  # Bytes of the file, a size, a second size or 0, position in `FITS`
 ANSWER = struct.Struct('<BI')  # What happened, bytes that follow
 
 def receive(
@@ -92,11 +93,11 @@ def _work(
     "Decode one image after the other until the service hangs up."
     while len(head := receive(sock, REQUEST.size)) == REQUEST.size:
         doing[0] = _BETWEEN
-        n,*sizes = REQUEST.unpack(head)
+        n,*sizes,fit = REQUEST.unpack(head)
         data = bytes(receive(sock, n))
         doing[0] = _DECODING
         signal.setitimer(signal.ITIMER_PROF, lane.seconds)
-        kind,payload = decode(data, [size for size in sizes if size], lane)
+        kind,payload = decode(data, [size for size in sizes if size], lane, FITS[fit])
         signal.setitimer(signal.ITIMER_PROF, 0)
         doing[0] = _BETWEEN
         sock.sendall(ANSWER.pack(kind, len(payload)) + payload)

@@ -11,11 +11,11 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from .core import ConfigError, DatasetError, Settings, Table, TrainingDiverged
+from .core import ConfigError, DatasetError, Fit, Settings, Table, TrainingDiverged
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
@@ -32,6 +32,7 @@ from .text import printable
 
 # %% ../nbs/87_training.ipynb #87007aa
 training_commands = new_app()
+_FIT = 'How a photo becomes squares: crop (its centre), pad, squeeze or tiles (several squares)'
 _Size = Annotated[int, typer.Option(min=8, max=1024, help='Height and width of the images of a folder')]
 _CHECK = ('List every file of a folder that is worth a look, one per line: unreadable, duplicate, elongated, '
           'of one colour, or left out')
@@ -41,6 +42,7 @@ def data(
     name:Annotated[str, typer.Argument(help=A_DATA_SET, callback=not_empty(A_DATA_SET))]='cifar10',
     size:_Size=32,
     check:Annotated[bool, typer.Option('--check', help=_CHECK)]=False,
+    fit:Annotated[str, typer.Option(help=_FIT)]='crop',
     skip_broken:SkipBroken=None,
     data_dir:DataDir=None,
     as_json:Json=False,
@@ -50,7 +52,7 @@ def data(
     The summary shows five files of a kind, and all that cannot be read; --check lists them all."""
     from cifar_nb.check import check_data
     settings = read_settings(data_dir=data_dir, skip_broken=skip_broken)
-    report = check_data(name, size, settings)
+    report = check_data(name, size, settings, cast(Fit, fit))  # which refuses an unknown one
     found = report.findings()
     if as_json: print(json.dumps(report.as_dict()))
     elif not check: print(report)
@@ -201,6 +203,7 @@ def train(
     precision:Annotated[str|None, _choice(_PRECISION, "the recipe's own, auto")]=None,
     seed:Annotated[int|None, _choice('Seed of all random numbers', min=0, max=2**32-1)]=None,
     size:Annotated[int|None, _choice('Height and width of the images of a folder', min=8, max=1024)]=None,
+    fit:Annotated[str|None, _choice(_FIT)]=None,
     out:Annotated[Path|None, _choice('The model file to write', _OUT)]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     skip_broken:SkipBroken=None,
@@ -215,7 +218,7 @@ def train(
     and with more --epochs a finished one goes on."""
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
-                 precision=precision, seed=seed, size=size)
+                 precision=precision, seed=seed, size=size, fit=fit)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     own = find_network(architecture, settings)
     if from_card: own.pop('model', None)  # the card has those of its network

@@ -165,7 +165,8 @@ function show(card, answer) {
   part(card, "name").textContent = card.file.name;
   part(card, "unknown").hidden = answer.in_distribution !== false;
   seen.src = answer.view;
-  seen.decode().then(() => { seen.nextElementSibling.textContent = `as the model sees it, ${seen.naturalWidth}\u00a0×\u00a0${seen.naturalHeight}`; }).catch(() => {});
+  const decided = answer.tiles > 1 ? `; square ${answer.tile} of ${answer.tiles} decided` : "";
+  seen.decode().then(() => { seen.nextElementSibling.textContent = `as the model sees it, ${seen.naturalWidth}\u00a0×\u00a0${seen.naturalHeight}${decided}`; }).catch(() => {});
   part(card, "view").hidden = false;
   fillBars(part(card, "bars"), ranked.slice(0, 10));
   part(card, "rest").hidden = !rest.length;
