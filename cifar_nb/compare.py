@@ -127,6 +127,7 @@ def compare_models(
     "Ask both about the same test images. Raises `ModelError`, `ConfigError` or `DatasetError`."
     import torch
 
+    from cifar_nb.cache import open_reader
     from cifar_nb.datasets import image_keys
     from cifar_nb.folders import load_dataset
     from cifar_nb.predict import Predictor
@@ -138,17 +139,18 @@ def compare_models(
         raise ModelError(f'{paths[0]} and {paths[1]} have different classes ({listed}): '
                          'only models for the same question can be compared')
     name = data or first.dataset
-    sizes = [card.input_size for card in (first, second)]
-    tests = {size: load_dataset(name, size, settings).test for size in dict.fromkeys(sizes)}
-    if tests[sizes[0]].classes != first.classes:
+    asked = [(card.input_size, card.fit) for card in (first, second)]
+    reader = open_reader(settings)
+    tests = {(size, fit): load_dataset(name, size, settings, reader, fit=fit).test for size,fit in {*asked}}
+    if tests[asked[0]].classes != first.classes:
         raise ModelError(f'the classes of the models are not those of {name}: give other images with --data')
-    found = [_unseen(tests[size], paths) for size in sizes]
+    found = [_unseen(tests[each], paths) for each in asked]
     if not len(found[0]) or not torch.equal(*map(image_keys, found)):
         raise ConfigError(f'{paths[0]} and {paths[1]} have no common images in {name} that neither has '
                           'learned from: give others with --data')
     answers = [_answers(*pair) for pair in zip(both, found)]
     one,two = answers
-    left_out = len(tests[sizes[0]])-len(found[0])
+    left_out = len(tests[asked[0]])-len(found[0])
     return Comparison((one.name, two.name), found[0], left_out, (one.right, two.right), (one.said, two.said))
 
 # %% ../nbs/75_compare.ipynb #75015ff

@@ -127,7 +127,7 @@ def expected(predictors, mixed):
     found = {}
     for fit, predictor in predictors.items():
         card = predictor.card
-        images = load_dataset(str(mixed[0]), card.input_size, SETTINGS, fit).test
+        images = load_dataset(str(mixed[0]), card.input_size, SETTINGS, fit=fit).test
         report = measure(predictor.model, images, card.stats, device="cpu")
         rows = (report.logits / card.temperature).softmax(1)
         found[fit] = dict(zip(images.file_keys.tolist(), rows.tolist(), strict=True))
@@ -316,7 +316,7 @@ def test_a_model_with_tiles_is_saved_as_the_plain_network(trained):
 
 def test_evaluate_takes_tiles(predictors, trained, folder):
     card = predictors["tiles"].card
-    images = load_dataset(str(folder), card.input_size, SETTINGS, "tiles").test
+    images = load_dataset(str(folder), card.input_size, SETTINGS, fit="tiles").test
     assert images.pixels.shape == (40, 3, 3, 32, 32)
     command = [CLI, "evaluate", "--json", "--model", trained["tiles"][0], "--data", folder]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
