@@ -23,8 +23,9 @@ from typing import TypeVar
 import torch
 from PIL import features
 
-from .core import Fit, Settings, log
+from .core import Settings, log
 from .folders import Decoded, FileReader
+from .photos import Fit
 
 # %% ../nbs/19_cache.ipynb #19017aa
 _SETTLED = 50_000_000  # Nanoseconds after a change until later ones are certain to be seen

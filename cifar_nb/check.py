@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .core import DatasetError, Fit, ImageError, Settings, Table, progress
+from .core import DatasetError, ImageError, Settings, Table, progress
 from .datasets import content_key
 from .download import ARCHIVES
 from .folders import FolderParts, load_dataset, open_folder, read_file
 from .images import Images, Stats, channel_stats, stack_images
 from .layout import LeftOut
 from .opening import open_image
-from .photos import decode_image, image_pixels
+from .photos import Fit, decode_image, image_pixels
 from .text import lookalike_key, printable
 
 # %% ../nbs/17_check.ipynb #17009aa

@@ -19,10 +19,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from .core import CifarNbError, ConfigError, Fit, log
+from .core import CifarNbError, ConfigError, log
 from .imagefile import WEB_FORMATS, TooCostly
 from .opening import MAX_PIXELS
-from .photos import FITS, MAX_TILES
+from .photos import FITS, MAX_TILES, Fit
 from cifar_nb.sandbox import (
     ANSWER,
     ERRORS,

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .core import DatasetError, Fit, ImageError, Settings, log, progress
+from .core import DatasetError, ImageError, Settings, log, progress
 from cifar_nb.datasets import (
     CIFAR_STATS,
     checked_stats,
@@ -34,7 +34,7 @@ from .download import ARCHIVES
 from .images import Images, Stats, stack_images, synthetic
 from .layout import class_folders, find_parts, named_parts, train_command
 from .listing import ImageFiles, list_images
-from .photos import image_pixels
+from .photos import Fit, image_pixels
 from .text import printable
 
 # %% ../nbs/16_folders.ipynb #16023bc

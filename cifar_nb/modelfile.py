@@ -23,7 +23,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from .core import CifarNbError, Fit, Fraction, ModelError, Settings, atomic_path
+from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
 from .device import library_versions, source_revision
 from .images import Images, Stats
 from cifar_nb.own import (
@@ -35,6 +35,7 @@ from cifar_nb.own import (
     provenance_of,
     use_architecture,
 )
+from .photos import Fit
 from .source import Provenance
 from .text import check_class_name, printable
 from .threshold import OperatingPoint

@@ -21,7 +21,6 @@ from .convnet import count_parameters
 from cifar_nb.core import (
     ConfigError,
     Count,
-    Fit,
     Fraction,
     NonNegative,
     ProperFraction,
@@ -38,6 +37,7 @@ from .modelfile import find_model, read_card, read_model, read_trained_keys
 from .models import ARCHITECTURES, SIZE_LIMITS, imagenet_weights
 from .muon import Muon
 from .own import DATA_ARGUMENTS, data_arguments, empty_network, use_architecture
+from .photos import Fit
 from .policies import MIXES, POLICIES
 from .rates import SCHEDULES, make_schedule
 from .speed import size_at_epoch

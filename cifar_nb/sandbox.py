@@ -23,10 +23,10 @@ from pathlib import Path
 
 from PIL import AvifImagePlugin, Image
 
-from .core import Fit, ImageError
+from .core import ImageError
 from .imagefile import WEB_FORMATS, EmptyImage, TooCostly, UnsupportedImage
 from .opening import MAX_PIXELS, TooManyPixels, open_image, use_heif
-from .photos import FITS, pixel_array
+from .photos import FITS, Fit, pixel_array
 
 # %% ../nbs/62_sandbox.ipynb #62009aa
 @dataclass(frozen=True)

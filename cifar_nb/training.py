@@ -11,11 +11,11 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from .core import ConfigError, DatasetError, Fit, Settings, Table, TrainingDiverged
+from .core import ConfigError, DatasetError, Settings, Table, TrainingDiverged
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
@@ -52,7 +52,7 @@ def data(
     The summary shows five files of a kind, and all that cannot be read; --check lists them all."""
     from cifar_nb.check import check_data
     settings = read_settings(data_dir=data_dir, skip_broken=skip_broken)
-    report = check_data(name, size, settings, cast(Fit, fit))  # which refuses an unknown one
+    report = check_data(name, size, settings, cast(Any, fit))  # which refuses an unknown one
     found = report.findings()
     if as_json: print(json.dumps(report.as_dict()))
     elif not check: print(report)
