@@ -95,7 +95,7 @@ WRONG = {
     "net.py:Needs": "missing 1 required positional argument: 'width'",
     "net.py:Seven": "7 scores",
     "net.py:Fails": "KeyError: 'nothing'",
-    "broken.py:Half": "broken.py, line 43: invalid syntax",
+    "broken.py:Half": f"broken.py, line {NET.count(chr(10)) + 2}: invalid syntax",
 }
 
 
