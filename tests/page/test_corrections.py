@@ -22,6 +22,7 @@ def test_a_wrong_answer_is_corrected(browser, tmp_path):
         drop(tab, one=png(), two=png((80, 50)))
         first, second = cards(tab).nth(0), cards(tab).nth(1)
         right = first.get_by_label("This is wrong, it is")
+        expect(right.locator("option")).to_have_count(10)  # when the answer is there
         said = first.locator(".answer").inner_text().split(", ")[0]
         names = right.locator("option").all_inner_texts()
         assert len(names) == 10 and names[0] == "choose …" and said not in names
