@@ -96,7 +96,8 @@ def saved_line(
                   'with test-time augmentation': card.test_accuracy_tta}
     said = ', '.join(f'{name} {v:.2%}' for name,v in accuracies.items() if v is not None)
     kept = f'weights of epoch {card.kept_epoch} of {card.epochs} ({card.kept_by})'
-    return f'saved {where}: {said}; {kept}'
+    left = f'left out: {card.left_out:,} files that cannot be read\n' if card.left_out else ''
+    return f'{left}saved {where}: {said}; {kept}'
 
 # %% ../nbs/74_messages.ipynb #74019ff
 def write_report(
