@@ -135,6 +135,7 @@ def _shown(path:Path)->str: return printable(os.fsencode(path).decode(errors='ba
 def _one_line(answer)->str: # Such as "OK 91.0%, defect 9.0%  -> defect  (unfamiliar)"
     found = ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top)
     if answer.tiles: found += f'  (square {answer.tile} of {answer.tiles})'
+    if (answer.frame or 1) > 1: found += f'  (frame {answer.frame})'
     if answer.decision is not None: found += f'  -> {answer.decision}'
     return found if answer.in_distribution is not False else f'{found}  (unfamiliar)'
 

@@ -22,7 +22,7 @@ import numpy as np
 from .core import CifarNbError, ConfigError, log
 from .imagefile import WEB_FORMATS, TooCostly
 from .opening import MAX_PIXELS
-from .photos import FITS, MAX_TILES, Fit
+from .photos import FITS, MAX_TILES, Fit, Seen
 from cifar_nb.sandbox import (
     ANSWER,
     ERRORS,
@@ -89,7 +89,8 @@ class _ProcessLane:
                 raise
             first,second = [*sizes, 0][:2]
             length = 3*(first**2+second**2)
-            sent = _Sent([n*length for n in range(1, MAX_TILES+1)] if fit == 'tiles' else [length])
+            most = MAX_TILES if fit == 'tiles' else 1
+            sent = _Sent([1+n*length for n in range(1, most+1)])
             self.sent.append(sent)
             self.writer.write(REQUEST.pack(len(data), first, second, FITS.index(fit)))
             self.writer.write(data)
@@ -202,10 +203,10 @@ class Decoder:
         data:bytes, # An image file
         *sizes:int, # Heights and widths of the results, one or two
         fit:Fit='crop', # How it is fitted to them, see 15_photos
-    )->list[np.ndarray]: # uint8 (size,size,3), or (T,size,size,3) for tiles
-        "The pixels of an image, as from `pixel_array`. Raises `ImageError`, or `DecoderBusy`."
+    )->Seen:
+        "What a model sees of an image, as from `see_image`. Raises `ImageError`, or `DecoderBusy`."
         kind,payload = await self._find(data, sizes, fit)
-        if kind == PIXELS: return _as_arrays(payload, sizes, fit)
+        if kind == PIXELS: return _as_seen(payload, sizes, fit)
         if kind == LOST: raise DecoderBusy('the image could not be decoded just now')
         if kind == KILLED:
             raise TooCostly(f'decoding the image takes more than {self.slow.lane.seconds:g} seconds; '
@@ -221,10 +222,12 @@ class Decoder:
             raise DecoderBusy(f'{self.slow.asking} large images are waiting already')
         return await self.slow.ask(data, sizes, fit)
 
-def _as_arrays(payload:bytes, sizes:Sequence[int], fit:Fit)->list[np.ndarray]:
+def _as_seen(payload:bytes, sizes:Sequence[int], fit:Fit)->Seen:
     "Cut the bytes of an answer into images."
+    frame = payload[0]
     lengths = [3*size*size for size in sizes]
-    n = len(payload)//sum(lengths)  # squares of each size
-    parts = np.split(np.frombuffer(bytearray(payload), np.uint8), n*np.cumsum(lengths)[:-1])
+    n = (len(payload)-1)//sum(lengths)  # squares of each size
+    pixels = np.frombuffer(bytearray(payload), np.uint8, offset=1)
+    parts = np.split(pixels, n*np.cumsum(lengths)[:-1])
     many = (n,) if fit == 'tiles' else ()
-    return [part.reshape(*many, size, size, 3) for part,size in zip(parts, sizes)]
+    return Seen([part.reshape(*many, size, size, 3) for part,size in zip(parts, sizes)], frame or None)

@@ -28,6 +28,7 @@ from .explain import draw_overlay, hires_cam
 from .images import normalize
 from .modelfile import ModelCard
 from .observe import Metrics
+from .photos import Seen, as_tensor
 from .predict import Prediction, Predictor
 from .slot import ModelSlot, set_threads
 
@@ -46,6 +47,7 @@ class Job:
     done:asyncio.Future  # Gets an `Answer` or an exception
     large:np.ndarray|None=None  # The same in a larger size, if an overlay is wanted
     fit:str='crop'  # How the photo became squares
+    frame:int|None=None  # Of an animation: which frame, counted from 1
     view:bool=False  # Whether to send back what the model saw
     since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
@@ -60,11 +62,6 @@ class Job:
         self.begun = True
 
 # %% ../nbs/93_engine.ipynb #1e4a507f
-def _as_tensor(
-    pixels:np.ndarray, # uint8 (S,S,3), or (T,S,S,3) for tiles
-)->Tensor: # uint8 (3,S,S), or (T,3,S,S)
-    return torch.from_numpy(pixels).movedim(-1, -3)
-
 def _overlay(
     job:Job,
     prediction:Prediction, # The class whose regions are shown, and the tile that decided
@@ -74,7 +71,7 @@ def _overlay(
     assert job.large is not None
     seen,large = job.seen,job.large
     if prediction.tile: seen,large = seen[prediction.tile-1],large[prediction.tile-1]
-    x = normalize(_as_tensor(seen)[None], predictor.card.stats).to(predictor.device)
+    x = normalize(as_tensor(seen)[None], predictor.card.stats).to(predictor.device)
     try: cam = hires_cam(predictor.model, x, torch.tensor([prediction.class_index]))[0]
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
     return draw_overlay(Image.fromarray(large), cam, len(large))
@@ -85,9 +82,9 @@ def _as_answer(
     predictor:Predictor,
 )->Answer:
     "The prediction, with the images that its sender wants to have back."
-    seen = _as_tensor(job.seen)
+    seen = as_tensor(job.seen)
     view = as_data_url(side_by_side(seen) if seen.ndim == 4 else seen) if job.view else None
-    answer = dict(prediction, view=view)
+    answer = dict(prediction, view=view, frame=job.frame)
     if job.large is None: return Answer.model_construct(**answer)
     overlay = _overlay(job, prediction, predictor)
     return Explanation.model_construct(**answer, overlay=as_data_url(overlay))
@@ -100,7 +97,7 @@ def _compute(
     "The answers of a batch: one pass through the network."
     predictions = None
     try:
-        pixels = [_as_tensor(job.seen) for job in batch]
+        pixels = [as_tensor(job.seen) for job in batch]
         predictions = predictor.answers(pixels, [job.top_k for job in batch])
     except Exception as e:
         if len(batch) == 1: return [e]
@@ -244,14 +241,15 @@ class Engine:
             while True:
                 try:
                     card = self.ready().card
-                    seen,*large = await self._decode(data, card, since, explain=explain, turn=turn)
+                    seen = await self._decode(data, card, since, explain=explain, turn=turn)
+                    pixels,*large = seen.arrays
                     done = self.loop.create_future()
-                    job = Job(seen, top_k, done, next(iter(large), None), card.fit, view, since)
+                    job = Job(pixels, top_k, done, next(iter(large), None), card.fit, seen.frame, view, since)
                     return await self._wait(job)
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e
 
-    async def _decode(self, data, card, since, *, explain, turn)->list[np.ndarray]:
+    async def _decode(self, data, card, since, *, explain, turn)->Seen:
         size = card.input_size
         sizes = (size, max(256, size)) if explain else (size,)
         try:

@@ -20,7 +20,7 @@ from .device import best_device
 from .images import normalize, stack_images
 from .modelfile import ModelCard, find_model, read_model
 from .own import use_architecture
-from .photos import MAX_TILES, image_pixels
+from .photos import MAX_TILES, as_tensor, see_image
 from .threshold import decide
 from .tiles import combine_tiles
 
@@ -51,6 +51,9 @@ class Prediction(BaseModel):
         'Which square of the photo decided, counted from 1, from the left or the top; null for a model that '
         'looks at a single square'))
     tiles:int|None = Field(None, description='How many squares of the photo the model has looked at, or null')
+    frame:int|None = Field(default=None, description=(
+        'Which frame of an animation was looked at, counted from 1: the first that shows something; null for '
+        'a still image'))
     inference_ms:float = Field(ge=0, description='Time in the network, in milliseconds')
 
 def as_prediction(
@@ -143,8 +146,10 @@ class Predictor:
     )->list[Prediction]: # One per image
         "Predictions for several images at once. Raises `ImageError`."
         if not images: return []
-        pixels = [image_pixels(image, self.card.input_size, self.card.fit) for image in images]
-        return self.answers(pixels, [top_k]*len(images))
+        seen = [see_image(image, self.card.input_size, fit=self.card.fit) for image in images]
+        found = self.answers([as_tensor(arrays[0]) for arrays,_ in seen], [top_k]*len(images))
+        for prediction,(_,frame) in zip(found, seen): prediction.frame = frame
+        return found
 
     def __call__(self,
         image:bytes|Image.Image, # A file, or an image of any mode and size

@@ -26,7 +26,7 @@ from PIL import AvifImagePlugin, Image
 from .core import ImageError
 from .imagefile import WEB_FORMATS, EmptyImage, TooCostly, UnsupportedImage
 from .opening import MAX_PIXELS, TooManyPixels, open_image, use_heif
-from .photos import FITS, Fit, pixel_array
+from .photos import FITS, Fit, see_image
 
 # %% ../nbs/62_sandbox.ipynb #62009aa
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def fast_lane(max_pixels:int, formats:Sequence[str]=WEB_FORMATS)->Lane:
 # %% ../nbs/62_sandbox.ipynb #62011aa
 ERRORS = (ImageError, EmptyImage, UnsupportedImage, TooManyPixels, TooCostly)
 PIXELS,LARGE,KILLED,LOST = 100,101,102,103  # Outcomes besides the positions in `ERRORS`
-Outcome = tuple[int, bytes]  # What happened; pixels or a message
+Outcome = tuple[int, bytes]  # What happened; the frame (one byte, 0 for none) and pixels, or a message
 
 def decode(
     data:bytes, # An image file
@@ -60,8 +60,8 @@ def decode(
     try:
         image = open_image(data, lane.max_pixels, lane.formats)
         if lane.small_pixels and image.width*image.height > lane.small_pixels: return LARGE,b''
-        arrays = pixel_array(image, *sizes, fit=fit, max_pixels=lane.max_pixels)
-        return PIXELS,b''.join(array.tobytes() for array in arrays)
+        seen = see_image(image, *sizes, fit=fit, max_pixels=lane.max_pixels)
+        return PIXELS,b''.join([bytes([seen.frame or 0]), *(array.tobytes() for array in seen.arrays)])
     except ImageError as e:
         if lane.small_pixels and isinstance(e.__cause__, MemoryError): return LARGE,b''
         return ERRORS.index(type(e)),str(e).encode()[:1000]

@@ -166,7 +166,8 @@ function show(card, answer) {
   part(card, "unknown").hidden = answer.in_distribution !== false;
   seen.src = answer.view;
   const decided = answer.tiles > 1 ? `; square ${answer.tile} of ${answer.tiles} decided` : "";
-  seen.decode().then(() => { seen.nextElementSibling.textContent = `as the model sees it, ${seen.naturalWidth}\u00a0×\u00a0${seen.naturalHeight}${decided}`; }).catch(() => {});
+  const frame = answer.frame > 1 ? `; frame ${answer.frame} of the animation` : "";
+  seen.decode().then(() => { seen.nextElementSibling.textContent = `as the model sees it, ${seen.naturalWidth}\u00a0×\u00a0${seen.naturalHeight}${frame}${decided}`; }).catch(() => {});
   part(card, "view").hidden = false;
   fillBars(part(card, "bars"), ranked.slice(0, 10));
   part(card, "rest").hidden = !rest.length;

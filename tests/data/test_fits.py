@@ -341,7 +341,7 @@ def test_decoders_give_all_tiles_in_both_sizes(processes):
     found = asyncio.run(decoded())
     for i, size in enumerate(((96, 32), (400, 33))):
         data = png(part(np.random.default_rng(1), 20, *size))
-        for fit, arrays in zip(FITS, found[4 * i:4 * i + 4], strict=True):
-            for side, array in zip((32, 64), arrays, strict=True):
-                if fit == "tiles" and side > 32: assert array.shape == (len(arrays[0]), 64, 64, 3)
+        for fit, seen in zip(FITS, found[4 * i:4 * i + 4], strict=True):
+            for side, array in zip((32, 64), seen.arrays, strict=True):
+                if fit == "tiles" and side > 32: assert array.shape == (len(seen.arrays[0]), 64, 64, 3)
                 else: assert np.array_equal(array, image_pixels(data, side, fit).movedim(-3, -1).numpy())

@@ -1,11 +1,13 @@
 "The same image in every kind of body that clients send, and the reason where it is not found."
 import base64
+import io
 import time
 from contextlib import suppress
 from urllib.parse import quote
 
 import httpx
 import pytest
+from PIL import Image
 from tools.files import JPEG, PNG
 
 from cifar_nb.core import ImageError
@@ -110,6 +112,28 @@ def test_the_image_as_the_whole_body(url, right, kind, route):
     reply = httpx.request(method, url + path, content=JPEG, headers=typed(kind), timeout=60)
     assert reply.status_code == 200, reply.text
     if "class" not in path: assert reply.json()["probabilities"] == pytest.approx(right, abs=1e-5)
+
+
+def animation(kind, *shades):
+    "Frames of one shade each, the last one with a gradient."
+    last = Image.linear_gradient("L").resize((40, 40))
+    frames = [*(Image.new("L", (40, 40), shade) for shade in shades), last]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=50)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("shades", [(255,), (255, 0), ()], ids=len)
+def test_the_answer_says_which_frame_it_is_about(url, kind, shades):
+    data = animation(kind, *shades)
+    frame = len(shades) + 1 if shades else None
+    for path in ("predict", "explain"):
+        reply = httpx.post(f"{url}/{path}", content=data, timeout=60)
+        assert reply.json()["frame"] == frame, reply.text
+    both = httpx.post(f"{url}/predict/batch", files=[("files", data), ("files", JPEG)], timeout=60).json()
+    assert [answer["frame"] for answer in both] == [frame, None]
+    assert Predictor.load("cifar10")(data).frame == frame
 
 
 JSON_KINDS = (
