@@ -131,12 +131,19 @@ def _run(
     replace:bool, # Even a better model
 ):
     "Open the folder of the run, train with a line per epoch, and keep, print and publish the result."
-    from cifar_nb.check import one_line
     from cifar_nb.checkpoint import flat_choices
     from cifar_nb.compare import card_facts
     from cifar_nb.device import best_device, keep_memory, repeatable_kernels
     from cifar_nb.experiment import dataset_name, run_recipe
-    from cifar_nb.messages import announce, epoch_line, result_text, saved_line, write_report
+    from cifar_nb.messages import (
+        announce,
+        cut_warning,
+        epoch_line,
+        one_line,
+        result_text,
+        saved_line,
+        write_report,
+    )
     from cifar_nb.recipes import to_toml
     from cifar_nb.rescue import lock_run
     from cifar_nb.runs import describe, open_run, publish, refuse_other
@@ -151,6 +158,8 @@ def _run(
         def show_data(found):
             parts.update(found)
             run.say(printable(one_line(found)), sys.stderr)
+            warning = cut_warning(found['train'].paths or ()) if recipe.fit == 'crop' else ''
+            if warning: run.say(warning, sys.stderr)
         def show(history):
             run.record(history.rows)
             run.say(epoch_line(history.rows, recipe))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from cifar_nb.check import check_data
+from cifar_nb.cli import app
 from cifar_nb.core import ConfigError, DatasetError, ImageError, Settings
 from cifar_nb.datasets import content_key
 from cifar_nb.evaluate import evaluate
@@ -276,6 +278,12 @@ def test_the_check_of_a_folder_says_what_is_cut_away_and_which_flag_cures_it(fol
     assert report.cut_away == pytest.approx(2 / 3)
     assert "cut away 67% of the area: --fit pad" in str(report) and "--fit tiles" in str(report)
     for fit in FITS[1:]: assert "cut away" not in str(check_data(str(folder), fit=fit))
+    # Training says it as well
+    for fit in FITS[:2]:
+        out = tmp_path / f"{fit}.safetensors"
+        words = ["train", "--data", folder, "--epochs", 1, "--batch-size", 8, "--fit", fit, "--out", out]
+        done = CliRunner().invoke(app, list(map(str, words)))
+        assert done.exit_code == 0 and ("cut away 67% of the area" in done.stderr) == (fit == "crop")
     # A fifth is the limit
     for width, said in ((39, False), (40, True)):
         root = tmp_path / str(width)
