@@ -45,9 +45,11 @@ from cifar_nb.shell import (
     Device,
     Json,
     Model,
+    ModelFirst,
     SkipBroken,
     new_app,
     not_empty,
+    one_of,
     read_settings,
     run_app,
     setting,
@@ -103,6 +105,7 @@ _ToFolder = Annotated[str|None, typer.Option(
 
 @model_commands.command()
 def evaluate(
+    model_first:ModelFirst=None,
     model:Model=None,
     architecture:Architecture=None,
     data:Annotated[str|None, typer.Option(help=_MEASURED, callback=not_empty(A_DATA_SET))]=None,
@@ -119,7 +122,7 @@ def evaluate(
     from cifar_nb.predict import Predictor
     settings = read_settings(
         architecture=architecture, device=device, data_dir=data_dir, skip_broken=skip_broken)
-    predictor = Predictor.load(model, settings)
+    predictor = Predictor.load(one_of(model_first, model, '--model'), settings)
     name,dataset = open_data(predictor.card, data, settings)
     if table or mistakes: check_outputs(table, mistakes, name)
     report = measure_as_served(predictor, dataset.test, name)
@@ -237,6 +240,7 @@ def _flag(name:str, **more): return setting(name, ServiceSettings, **more)
 @model_commands.command()
 def serve(
     context:typer.Context,
+    model_first:ModelFirst=None,
     model:Model=None,
     architecture:Architecture=None,
     host:Annotated[str|None, _flag('host', callback=not_empty('an address, such as 127.0.0.1'))]=None,
@@ -273,7 +277,9 @@ def serve(
 
     The API key comes from CIFAR_NB_API_KEY only, since others can read a command line."""
     _on_stop(os._exit)
-    _run_service(ServiceSettings.read(**context.params))
+    given = dict(context.params)
+    given['model'] = one_of(given.pop('model_first'), model, '--model')
+    _run_service(ServiceSettings.read(**given))
 
 # %% ../nbs/97_cli.ipynb #a496a226
 def main():

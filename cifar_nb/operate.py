@@ -28,6 +28,8 @@ def open_data(
     from cifar_nb.cache import open_reader
     from cifar_nb.folders import load_dataset
     name = data or card.dataset
+    # What its training left out is left out here as well
+    if not data and card.left_out: settings = settings.model_copy(update=dict(skip_broken=True))
     try: return name,load_dataset(name, card.input_size, settings, open_reader(settings), fit=card.fit)
     except CifarNbError as e:
         if data: raise
