@@ -71,6 +71,7 @@ class BatchLoader:
     _:KW_ONLY
     augment:Callable|None=None  # uint8 (B,3,H,W) to the same, such as a policy's `batch`
     shuffle:bool=False        # A new order in each epoch
+    order:Callable|None=None  # Labels to as many positions, those of an epoch, instead of `shuffle`
     device:str='cpu'          # Where the bytes stay and the batches are made
     drop_last:bool=False      # Leave out a last batch that is not full
     mix:Callable|None=None    # From `find_mix`: normalised `x` and `y` to mixed `x` and soft labels
@@ -90,7 +91,8 @@ class BatchLoader:
     # `x` float32 (B,3,H,W) or (B,T,3,H,W), and `y` int64 (B,), or float (B,K) when mixed
     def __iter__(self)->Iterator[tuple[Tensor, Tensor]]:
         n,device = len(self.images),self.pixels.device
-        order = torch.randperm(n, device=device) if self.shuffle else torch.arange(n, device=device)
+        if self.order: order = self.order(self.labels)
+        else: order = torch.randperm(n, device=device) if self.shuffle else torch.arange(n, device=device)
         for which in order.split(self.batch_size)[:len(self)]:
             x,y = self.pixels[which],self.labels[which]
             many = x.shape[:-3]  # B, or B and T where each photo is T tiles

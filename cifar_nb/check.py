@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .core import DatasetError, ImageError, Settings, Table, progress
-from .datasets import content_key
+from .datasets import content_key, suggest_balance
 from .download import ARCHIVES
 from .folders import FolderParts, load_dataset, open_folder, read_file
 from .images import Images, Stats, channel_stats, stack_images
@@ -142,6 +142,7 @@ def _some(texts:list[str], most:int=5)->str:
     return ', '.join(texts[:most]) + ', …'*(len(texts) > most)
 
 def cut_line(outside:float)->str: # A fraction
+    "How much of the photos a model does not see, and what to do about it."
     return (f'squares cut away {outside:.0%} of the area: '
             '--fit pad shows all of it, --fit tiles in several squares')
 
@@ -150,8 +151,7 @@ def _shape_lines(report:DataReport)->list[str]:
     if report.cut_away >= MAX_CUT: lines.append(cut_line(report.cut_away))
     if report.elongated:
         some = [_name(path) for path in report.elongated]
-        what = f'more than {MAX_ASPECT} times as long as wide'
-        lines.append(f'{what}: {len(some):,} ({_some(some)})')
+        lines.append(f'more than {MAX_ASPECT} times as long as wide: {len(some):,} ({_some(some)})')
     if report.blank: lines.append(f'one colour everywhere: {_some([_name(path) for path in report.blank])}')
     return lines
 
@@ -168,6 +168,7 @@ def _lines(report:DataReport)->list[str]:
     for part,names in report.missing().items(): lines.append(f'no {part} images of {_some(names)}')
     few = [f'{name} {n}' for name,n in report.few().items()]
     if few: lines.append(f'fewer than {FEW_IMAGES} training images: {_some(few)}')
+    lines += filter(None, [printable(suggest_balance(report.counts['train'], FEW_IMAGES))])
     for where,groups in report.copies.items():
         some = [' = '.join(map(_name, group)) for group in groups]
         lines.append(f'identical images {where}: {len(groups):,} ({_some(some)})')
@@ -201,7 +202,8 @@ def check_folder(
     return report
 
 # %% ../nbs/17_check.ipynb #17sum01
-def outside_square(width:int, height:int)->float: # Fraction of an image that its largest square leaves out
+def outside_square(width:int, height:int)->float: # A fraction
+    "How much of an image its largest square leaves out."
     short,long = sorted((width, height))
     return (long-short)/long
 

@@ -45,6 +45,8 @@ def _learned_from(card)->str:
 
 def _sureness(card)->str:
     text = f'scores are divided by {card.temperature:.3f}' if card.temperature != 1 else 'not calibrated'
+    balance = card.recipe.get('balance', 'none')
+    if balance != 'none': text += f'; trained as if all classes were equally frequent (balance = {balance})'
     if card.confidence_threshold is None: return text
     return f'{text}; below {card.confidence_threshold:.1%} an image is called unfamiliar'
 

@@ -23,6 +23,7 @@ from .core import ConfigError
 from .device import Amp, seed_everything
 from .fit import BestEpoch, History, fit
 from .images import Images, Stats
+from .imbalance import WeightedLoss, balanced_order, class_weights
 from .models import create_model, transfer_
 from .own import check_scores
 from .policies import find_mix, find_policy
@@ -86,6 +87,13 @@ def _steps_per_epoch(recipe, n_batches): # Of the optimiser
     raise ConfigError(f'accumulate = {recipe.accumulate}, and an epoch has {n_batches} batches of '
                       f'{recipe.batch_size}: use 1 to {n_batches}')
 
+def _balance(recipe, train, device): # The loss, and the order of an epoch, None for each image once
+    if recipe.balance != 'weights':
+        order = balanced_order if recipe.balance == 'sampling' else None
+        return nn.CrossEntropyLoss(label_smoothing=recipe.smoothing),order
+    weights = class_weights(train.labels, len(train.classes))
+    return WeightedLoss(weights, recipe.smoothing).to(device),None
+
 # %% ../nbs/79_parts.ipynb #49c41725
 def build_network(
     recipe:Recipe, # With the network of its start
@@ -110,12 +118,12 @@ def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
     n_classes = len(train.classes)
     model = build_network(recipe, n_classes, weights).to(device)
     augment,mix = find_policy(recipe.policy).batch,find_mix(recipe.mix, n_classes)
-    dl = BatchLoader(train, stats, recipe.batch_size, augment=augment, mix=mix, shuffle=True, device=device,
-                     drop_last=True)
+    loss_fn,order = _balance(recipe, train, device)
+    dl = BatchLoader(train, stats, recipe.batch_size, augment=augment, mix=mix, shuffle=True, order=order,
+                     device=device, drop_last=True)
     amp = Amp(device, recipe.precision)
     opt = recipe.optimizer.build(model, bf16=amp.precision == 'bf16')
     sched = recipe.schedule.build(opt, recipe.epochs, _steps_per_epoch(recipe, len(dl)))
-    loss_fn = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     tiled = OverTiles(model)  # which is the model itself for images of a single square
     return Parts(
         model, lambda epoch: dl, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate,
@@ -151,14 +159,14 @@ def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None)
     images = flip_where(images, torch.rand(len(images)) < .5)
     sizes,amp = recipe.sizes,Amp(device, recipe.precision)
     n_passed = math.ceil(recipe.hard*recipe.batch_size)  # images of a batch that are trained on
+    loss_fn,order = _balance(recipe, train, device)
     loader = speed_loader(images, stats, recipe.batch_size, sizes=sizes, shift=recipe.shift,
-                          cutout_size=recipe.cutout, device=device)
+                          cutout_size=recipe.cutout, device=device, order=order)
     n_steps = _steps_per_epoch(recipe, len(images)//recipe.batch_size)
     model = init_network(images, stats, widths=recipe.widths, depth=recipe.depth, size=min(sizes),
                          device=device)
     opt = _make_speed_opt(recipe, model, amp, n_passed*recipe.accumulate)
     sched = make_schedule(opt, 'linear', recipe.epochs, n_steps)
-    loss_fn = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     parts = Parts(
         model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, six_views=True)
     if recipe.compiled:

@@ -33,6 +33,7 @@ from cifar_nb.core import (
 from .device import Precision
 from .fit import MONITORS, BestEpoch
 from .images import Stats
+from .imbalance import BALANCES
 from .modelfile import find_model, read_card, read_model, read_trained_keys
 from .models import ARCHITECTURES, SIZE_LIMITS, imagenet_weights
 from .muon import Muon
@@ -141,6 +142,8 @@ class BaseRecipe(_Section):
     accumulate:Count = 1
     # Fraction of each label that is spread over all classes (label smoothing)
     smoothing:ProperFraction = 0.
+    # Rare classes: none, weights (they count more in the loss) or sampling (seen more often), 46_imbalance
+    balance:Literal[BALANCES] = 'none'
     # auto is bf16 on a device with native bf16 arithmetic, else float32
     precision:Precision = 'auto'
     # Of all random numbers
@@ -367,6 +370,9 @@ class SpeedRecipe(_FastNetwork):
         if self.hard*self.batch_size <= 1:
             raise ConfigError(f'hard = {self.hard}, batch_size = {self.batch_size}: '
                               'leave at least two images per step')
+        if self.hard < 1 and self.balance != 'none':
+            raise ConfigError(f'hard = {self.hard} chooses images by their loss, whatever their class: '
+                              f'use hard = 1 with balance = {self.balance}, or balance = none')
         total = sum(fraction for _,fraction in self.zoom)
         if total > 1+1e-9:
             raise ConfigError(f'zoom takes {total:.0%} of the epochs: use fractions with a sum of at most 1')

@@ -84,6 +84,7 @@ def speed_loader(
     shift:int=2, # Pixels of a whole image
     cutout_size:int=0, # Pixels of a whole image
     device:str='cpu', # Where batches are made
+    order:Callable|None=None, # Which images make an epoch, see `BatchLoader`; None takes each once
 )->Callable[[int], SpeedBatches]: # The number of an epoch, from 0, to its batches
     "The batches of each epoch: resized, flipped in every other epoch, shifted, with cutout."
     full = images.pixels.shape[2]
@@ -96,7 +97,7 @@ def speed_loader(
             x = random_shift(x, round(shift*scale))
             return cutout(x, round(cutout_size*scale)) if cutout_size else x
         scaled = resized(sizes[epoch])
-        options = dict(augment=augment, shuffle=True, device=device, drop_last=True)
+        options = dict(augment=augment, shuffle=True, order=order, device=device, drop_last=True)
         return SpeedBatches(scaled, stats, batch_size, **options)
     return loader
 

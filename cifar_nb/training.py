@@ -137,6 +137,7 @@ def _run(
     from cifar_nb.experiment import dataset_name, run_recipe
     from cifar_nb.messages import (
         announce,
+        balance_note,
         cut_warning,
         epoch_line,
         one_line,
@@ -159,7 +160,8 @@ def _run(
             parts.update(found)
             run.say(printable(one_line(found)), sys.stderr)
             warning = cut_warning(found['train'].paths or ()) if recipe.fit == 'crop' else ''
-            if warning: run.say(warning, sys.stderr)
+            for note in filter(None, [warning, balance_note(recipe, found)]):
+                run.say(printable(note), sys.stderr)
         def show(history):
             run.record(history.rows)
             run.say(epoch_line(history.rows, recipe))
