@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'SIZE_LIMITS', 'UpsampledConv2d', 'resnet',
-           'speed_conv', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'transfer_', 'imagenet_weights']
+           'speed_conv', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'transfer_', 'imagenet_file',
+           'why_no_imagenet', 'imagenet_weights']
 
 # %% ../nbs/52_models.ipynb #52003aa
 import inspect
@@ -13,8 +14,10 @@ import reprlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
@@ -277,6 +280,31 @@ def _read_tensors(source):
     return weights
 
 # %% ../nbs/52_models.ipynb #520d4aa
+def imagenet_file(
+    architecture:str,  # One of `RESNETS`
+)->tuple[Any, Path]:  # torchvision's description, with its `url`; and where the file is, or would be
+    "Which file holds torchvision's best ImageNet weights."
+    from torchvision.models import get_model_weights  # slow to import, see `resnet`
+    source = get_model_weights(architecture).DEFAULT
+    return source, Path(torch.hub.get_dir())/'checkpoints'/source.url.rpartition('/')[2]
+
+# %% ../nbs/52_models.ipynb #635d3e2c
+def why_no_imagenet(
+    architecture:str,  # One of `RESNETS`
+)->str:  # Empty when the weights are on disk, or can be downloaded
+    "Ask for the ImageNet weights without downloading them."
+    source,path = imagenet_file(architecture)
+    if path.exists():
+        return ''
+    try:
+        urlopen(Request(source.url, method='HEAD'), timeout=5).close()
+    except (OSError, ValueError, HTTPException) as e:
+        reason = ' '.join(str(getattr(e, 'reason', e)).split())[:100]
+        return (f'the ImageNet weights are not on this machine and cannot be downloaded ({reason}): '
+                f'put {path.name} from {source.url} into {path.parent}')
+    return ''
+
+# %% ../nbs/52_models.ipynb #5976b4e8
 def imagenet_weights(
     architecture:str,  # One of `RESNETS`
 )->dict[str, Tensor]:  # For `transfer_`
@@ -285,9 +313,7 @@ def imagenet_weights(
     if architecture not in RESNETS:
         raise ConfigError(f'{architecture} has no ImageNet weights: they exist for {", ".join(RESNETS)}; '
                           'use one of these, or begin with random weights')
-    from torchvision.models import get_model_weights  # slow to import, see `resnet`
-    source = get_model_weights(architecture).DEFAULT
-    path = Path(torch.hub.get_dir())/'checkpoints'/source.url.rpartition('/')[2]
+    source,path = imagenet_file(architecture)
     try:
         return _read_tensors(source)
     except Exception as e:

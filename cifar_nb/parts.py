@@ -21,6 +21,7 @@ from .batches import BatchLoader
 from .checkpoint import Checkpointer
 from .core import ConfigError
 from .device import Amp, seed_everything
+from .features import Frozen
 from .fit import BestEpoch, History, fit
 from .images import Images, Stats
 from .imbalance import WeightedLoss, balanced_order, class_weights
@@ -112,11 +113,13 @@ def build_network(
     except ValueError as e: raise ConfigError(str(e)) from e
     return model
 
+# %% ../nbs/79_parts.ipynb #c9e14a77
 @build_parts.register
 def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
     seed_everything(recipe.seed)
     n_classes = len(train.classes)
     model = build_network(recipe, n_classes, weights).to(device)
+    net = Frozen(model) if recipe.freeze else model
     augment,mix = find_policy(recipe.policy).batch,find_mix(recipe.mix, n_classes)
     loss_fn,order = _balance(recipe, train, device)
     dl = BatchLoader(train, stats, recipe.batch_size, augment=augment, mix=mix, shuffle=True, order=order,
@@ -124,11 +127,11 @@ def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
     amp = Amp(device, recipe.precision)
     opt = recipe.optimizer.build(model, bf16=amp.precision == 'bf16')
     sched = recipe.schedule.build(opt, recipe.epochs, _steps_per_epoch(recipe, len(dl)))
-    tiled = OverTiles(model)  # which is the model itself for images of a single square
+    if train.pixels.ndim == 5: net = OverTiles(net)
     return Parts(
         model, lambda epoch: dl, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate,
         clip=recipe.clip or None, ema=recipe.average or None, stopper=recipe.stopping.build(),
-        learner=(lambda epoch: tiled) if train.pixels.ndim == 5 else None)
+        learner=None if net is model else lambda epoch: net)
 
 # %% ../nbs/79_parts.ipynb #57671825
 def _make_speed_opt(recipe, model, amp, images_per_step):

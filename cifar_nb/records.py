@@ -226,6 +226,8 @@ class _AnyNetwork(BaseRecipe):
     # Initial weights: imagenet, or a model's name or file (which then sets architecture and model),
     # or random ones where it is empty
     start:str = ''
+    # Train only the last layer, on the features that the start computes
+    freeze:bool = False
     # Normalise by the statistics of the training images (or of the start), by 1/2, or by ImageNet's
     normalize:Literal['data', 'half', 'imagenet'] = 'data'
 
@@ -289,6 +291,9 @@ class Recipe(_AnyNetwork):
     def _check(self):
         for name in DATA_ARGUMENTS.keys() & self.model.keys():
             raise ConfigError(f'model.{name} follows from {DATA_ARGUMENTS[name]}: leave it out')
+        if self.freeze and not self.start:
+            raise ConfigError('freeze = true trains only the last layer, and the others would stay random: '
+                              'set start, such as start = cifar100')
         if self.stopping.patience and not self.held_out:
             raise ConfigError('stopping.patience needs validation images: set held_out above 0, '
                               'or patience to 0')

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -119,6 +121,51 @@ def _choose_output(
         raise ConfigError(f'cannot write to {out.parent}: {e.strerror}; use another --out') from e
     return out
 
+# %% ../nbs/87_training.ipynb #01a55007
+def _earlier_choice(
+    out:Path, # The model file
+    asked:dict, # What this run is asked for
+    fixed:Collection[str], # Keys that were set
+): # A recipe; None where no run goes on
+    "What was chosen for the run that will be resumed, or gets more epochs."
+    from cifar_nb.records import recipe_from
+    from cifar_nb.runs import RunFolder, numbered_folders
+    for folder in numbered_folders(out.parent/'runs', out.stem)[-1:]:
+        run = RunFolder(folder)
+        if not run.checkpoint.exists() or run.model.exists() and 'epochs' not in fixed: return None
+        try:
+            saved = json.loads((folder/'choice.json').read_text(encoding='utf-8'))
+            if saved['asked'] == asked: return recipe_from(saved['chosen'])
+        except (OSError, ValueError, LookupError, TypeError, ConfigError): return None
+
+# %% ../nbs/87_training.ipynb #12240ec6
+def _choose_by_images(
+    recipe, # As asked for
+    *,
+    minutes:float|None, # That the training may take
+    fixed:Collection[str], # Keys that were set
+    out:Path, # The model file
+    fresh:bool, # Do not resume
+    settings:Settings,
+): # The recipe to train by, and texts for the folder of the run
+    "Choose network, size and epochs, and say why; or go on with what was chosen earlier."
+    from cifar_nb.finetune import MINUTES, NETWORK_KEYS, choose_recipe
+    keys = {key.partition('.')[0] for key in fixed}
+    if minutes is None and keys & NETWORK_KEYS and {'size', 'epochs'} <= keys: return recipe,{}
+    minutes = MINUTES if minutes is None else minutes
+    asked = dict(choices=recipe.model_dump(mode='json', exclude={'epochs'}), minutes=minutes,
+                 fixed=sorted({*fixed}-{'epochs'}))
+    earlier = None if fresh else _earlier_choice(out, asked, fixed)
+    if earlier:
+        epochs = recipe.epochs if 'epochs' in fixed else earlier.epochs
+        return earlier.model_copy(update=dict(epochs=epochs)),{}
+    print(f'finetune chooses network, size and epochs for at most {minutes:g} minutes of training; '
+          '--minutes changes that', file=sys.stderr, flush=True)
+    choice = choose_recipe(recipe, minutes, settings, fixed=fixed)
+    print(*map(printable, str(choice).splitlines()), sep='\n', file=sys.stderr, flush=True)
+    kept = dict(asked=asked, chosen=choice.recipe.model_dump(mode='json'), why=str(choice).splitlines())
+    return choice.recipe,{'choice.json': json.dumps(kept, indent=1)}
+
 # %% ../nbs/87_training.ipynb #87021aa
 def _run(
     name:str, # For the announcement
@@ -129,6 +176,7 @@ def _run(
     fresh:bool, # Do not resume
     half:bool, # 16-bit weights
     replace:bool, # Even a better model
+    choose:Callable|None=None, # Recipe to another one, and texts for the folder of the run by file name
 ):
     "Open the folder of the run, train with a line per epoch, and keep, print and publish the result."
     from cifar_nb.checkpoint import flat_choices
@@ -152,10 +200,12 @@ def _run(
     repeatable_kernels()
     if device == 'cpu': keep_memory()
     if not replace: refuse_other(out, dataset_name(recipe.data))
+    recipe,texts = choose(recipe) if choose else (recipe, {})
     choices = flat_choices(recipe.open_start(settings)[0].model_dump(mode='json'))
     with lock_run(out), open_run(out, choices, fresh=fresh) as run:
         run.say(announce(name, recipe, device, run), sys.stderr)
         describe(run, to_toml(recipe))
+        for file,text in texts.items(): run.keep(file, text)
         def show_data(found):
             parts.update(found)
             run.say(printable(one_line(found)), sys.stderr)
@@ -192,6 +242,7 @@ _A_RECIPE = 'a name that `cifar-nb recipes` lists, or a TOML file'
 _FROM_CARD = 'Take the recipe from the card of a model, to make that model again'
 _NETWORK = 'A network of your own, FILE.py:CLASS, whose file is run; or one of ours by name'
 _START = "Start from the weights of this model, or from imagenet's; '' is random"
+_MINUTES = 'Minutes of training, by which finetune chooses network, size and epochs'
 _HELD_OUT = 'Fraction of the training images to hold out as a validation set; 0 trains on all'
 _PRECISION = 'auto (bf16 on a device with native bf16 arithmetic), float32, bf16 or fp16'
 _SET = 'Any key of the recipe, such as optimizer.name=adamw; may be repeated'
@@ -206,6 +257,7 @@ def train(
     data:Annotated[str|None, _choice(A_DATA_SET, wanted=A_DATA_SET)]=None,
     architecture:Annotated[str|None, _choice(_NETWORK, wanted='FILE.py:CLASS')]=None,
     start:Annotated[str|None, _choice(_START, metavar='MODEL')]=None,
+    minutes:Annotated[float|None, _choice(_MINUTES, '10 with finetune')]=None,
     epochs:Annotated[int|None, _choice('Passes over the training images', min=1)]=None,
     batch_size:Annotated[int|None, _choice('Images per batch', min=2)]=None,
     lr:Annotated[float|None, _choice('Learning rate')]=None,
@@ -232,11 +284,18 @@ def train(
                  precision=precision, seed=seed, size=size, fit=fit)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     own = find_network(architecture, settings)
+    by_images = recipe == 'finetune' and not from_card
+    if minutes is not None and not by_images:
+        raise ConfigError('--minutes is for --recipe finetune, which chooses by it: '
+                          'add that, or give --epochs')
+    if by_images and own: changes.setdefault('start', '')  # another network than that of the start
     if from_card: own.pop('model', None)  # the card has those of its network
     name,chosen = _choose_recipe(recipe, from_card, own | changes, settings)
     if not from_card: name = own.get('architecture', name)
-    _run(name, chosen, _choose_output(out, name, settings), settings, fresh=fresh, half=half,
-         replace=replace)
+    out = _choose_output(out, name, settings)
+    choose = partial(_choose_by_images, minutes=minutes, fixed=[*own, *changes], out=out, fresh=fresh,
+                     settings=settings) if by_images else None
+    _run(name, chosen, out, settings, fresh=fresh, half=half, replace=replace, choose=choose)
 
 # %% ../nbs/87_training.ipynb #87029ab
 def _class_names(
