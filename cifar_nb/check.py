@@ -94,6 +94,7 @@ class DataReport:
     blank:list[Path] = field(default_factory=list)  # One colour everywhere
     cut_away:float = 0.  # Mean fraction of an image that is outside the square that a model sees
     subfolders:dict[Path, int] = field(default_factory=dict)  # Images below a class folder
+    groups:str = ''  # How many groups the file names give; empty without groups
 
     def few(self)->dict[str, int]:
         "Classes with few training images."
@@ -165,6 +166,7 @@ def _lines(report:DataReport)->list[str]:
     for what,counts in found.items():
         if counts: lines.append(f'{what}: ' + _some([f'{name} {n:,}' for name,n in counts.items()], 10))
     if report.left_out: lines.append(f'left out: {report.left_out.note()}')
+    if report.groups: lines.append(f'groups: {report.groups}')
     for part,names in report.missing().items(): lines.append(f'no {part} images of {_some(names)}')
     few = [f'{name} {n}' for name,n in report.few().items()]
     if few: lines.append(f'fewer than {FEW_IMAGES} training images: {_some(few)}')
@@ -184,7 +186,7 @@ def check_folder(
     "Look at every file of a folder. Raises `DatasetError` for a layout that is not understood."
     files = {part: parts.files(part) for part in parts.names}
     facts,pixels = [],[]
-    report = DataReport(parts.name, files['train'].classes, {})
+    report = DataReport(parts.name, files['train'].classes, {}, groups=parts.group_note)
     todo = [(path, part, label) for part,some in files.items()
             for path,label in zip(some.paths, some.labels.tolist())]
     for path,part,label in progress(todo, desc='reading images'):
@@ -245,9 +247,11 @@ def check_data(
     size:int=32, # Height and width of the model's images
     settings:Settings|None=None, # Where data is
     fit:Fit='crop', # How images of a folder are fitted, see 15_photos
+    *,
+    group:str='', # Files in whose names it finds the same text stay together, see 11_datasets
 )->DataReport:
     "What training would see. Raises `DatasetUnavailable` or `DatasetError`."
-    if name not in (*ARCHIVES, 'synthetic'): return check_folder(open_folder(name), size, fit)
-    data = load_dataset(name, size, settings, fit=fit)
+    if name not in (*ARCHIVES, 'synthetic'): return check_folder(open_folder(name, group=group), size, fit)
+    data = load_dataset(name, size, settings, fit=fit, group=group)
     counts = count_images(dict(train=data.train, test=data.test))
     return DataReport(name, data.train.classes, counts, data.stats)

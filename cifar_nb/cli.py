@@ -36,13 +36,14 @@ import typer
 from . import __version__
 from .compare import comparing_commands
 from .core import ConfigError, ImageError, atomic_path, progress
-from .operate import measure_as_served, open_data, operating_commands
+from .operate import measure_as_served, open_data, operating_commands, warn_if_learned
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
     Architecture,
     DataDir,
     Device,
+    Group,
     Json,
     Model,
     ModelFirst,
@@ -109,6 +110,7 @@ def evaluate(
     model:Model=None,
     architecture:Architecture=None,
     data:Annotated[str|None, typer.Option(help=_MEASURED, callback=not_empty(A_DATA_SET))]=None,
+    group:Group=None,
     table:_ToCsv=None,
     mistakes:_ToFolder=None,
     skip_broken:SkipBroken=None,
@@ -119,13 +121,16 @@ def evaluate(
     "Measure a model on test images: accuracy, each class, what that is worth, and which images are wrong."
     from cifar_nb.judge import summary
     from cifar_nb.mistakes import check_outputs, write_outputs
+    from cifar_nb.modelfile import find_model
     from cifar_nb.predict import Predictor
     settings = read_settings(
         architecture=architecture, device=device, data_dir=data_dir, skip_broken=skip_broken)
-    predictor = Predictor.load(one_of(model_first, model, '--model'), settings)
-    name,dataset = open_data(predictor.card, data, settings)
+    model = one_of(model_first, model, '--model')
+    predictor = Predictor.load(model, settings)
+    name,dataset = open_data(predictor.card, data, settings, group)
     if table or mistakes: check_outputs(table, mistakes, name)
     report = measure_as_served(predictor, dataset.test, name)
+    warn_if_learned(find_model(model, settings), dataset.test)
     if table or mistakes: write_outputs(table, mistakes, report, dataset.test)
     if as_json: return print(json.dumps(dict(model=predictor.name, data=name, **_numbers(report))))
     print(summary(report))

@@ -18,6 +18,7 @@ from cifar_nb.shell import (
     A_MODEL,
     DataDir,
     Device,
+    Group,
     Json,
     SkipBroken,
     new_app,
@@ -64,6 +65,7 @@ def card_facts(
         ('started from', start or 'random weights'),
         ('epochs', _epochs_in_words(card)),
         ('validation accuracy', _percent(card.validation_accuracy)),
+        *([('cross-validation', str(card.folds))] if card.folds else []),
         ('test accuracy', _percent(card.test_accuracy)),
         ('with six views', _percent(card.test_accuracy_tta)),
         ('probabilities', _sureness(card)),
@@ -125,6 +127,8 @@ def compare_models(
     paths:tuple[Path, Path], # Two model files
     data:str|None=None, # A name for `load_dataset`; None takes what the first model was trained on
     settings:Settings|None=None, # Read from the environment when None
+    *,
+    group:str|None=None, # What the folder is divided by, see 11_datasets; None takes the first model's
 )->Comparison:
     "Ask both about the same test images. Raises `ModelError`, `ConfigError` or `DatasetError`."
     import torch
@@ -143,7 +147,10 @@ def compare_models(
     name = data or first.dataset
     asked = [(card.input_size, card.fit) for card in (first, second)]
     reader = open_reader(settings)
-    tests = {(size, fit): load_dataset(name, size, settings, reader, fit=fit).test for size,fit in {*asked}}
+    def test(size, fit):
+        by = first.group if group is None else group
+        return load_dataset(name, size, settings, reader, fit=fit, group=by).test
+    tests = {each: test(*each) for each in {*asked}}
     if tests[asked[0]].classes != first.classes:
         raise ModelError(f'the classes of the models are not those of {name}: give other images with --data')
     found = [_unseen(tests[each], paths) for each in asked]
@@ -215,6 +222,7 @@ def compare(
     a:_Model, b:_Model,
     data:Annotated[str|None, typer.Option(
         help=f'{A_DATA_SET} [else what A was trained on]', callback=not_empty(A_DATA_SET))]=None,
+    group:Group=None,
     most:Annotated[int, typer.Option(min=0, help='Images to list of each kind')]=10,
     skip_broken:SkipBroken=None,
     device:Device=None,
@@ -225,7 +233,7 @@ def compare(
     from cifar_nb.modelfile import find_model
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     paths = find_model(a, settings),find_model(b, settings)
-    c = compare_models(paths, data, settings)
+    c = compare_models(paths, data, settings, group=group)
     if as_json: return print(json.dumps(_as_dict(c)))
     note = f'; {c.left_out:,} that a model has learned from are left out' if c.left_out else ''
     print(f'{len(c.images):,} images{note}')

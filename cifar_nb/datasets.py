@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['CIFAR_STATS', 'MAX_RATIO', 'load_cifar', 'suggest_balance', 'content_key', 'image_keys', 'hash_positions',
-           'choose_by_hash', 'split_by_hash', 'read_file', 'file_key', 'warn_if_shared', 'warn_if_grey',
-           'checked_stats', 'training_keys', 'count_trained']
+           'choose_by_hash', 'split_by_hash', 'read_file', 'file_key', 'compile_group', 'group_names', 'join_groups',
+           'group_keys', 'warn_if_shared', 'warn_if_grey', 'checked_stats', 'training_keys', 'count_trained']
 
 # %% ../nbs/11_datasets.ipynb #11004aa
 import hashlib
 import os
+import re
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .core import DatasetError, DatasetUnavailable, Settings, log
+from .core import ConfigError, DatasetError, DatasetUnavailable, Settings, log
 from .download import ARCHIVES, fetch_cifar, on_disk
 from .images import Images, Stats, channel_stats
 
@@ -106,6 +109,8 @@ def _position_to_move(
     return candidates.max() if held[mine].all() else candidates.min()
 
 # %% ../nbs/11_datasets.ipynb #5b32f21e
+_MORE_GROUPS = '; add images of other objects, or let --group find smaller groups'
+
 def choose_by_hash(
     keys:Tensor, # int64 (N,), from `content_key`
     labels:Tensor, # int64 (N,)
@@ -113,6 +118,7 @@ def choose_by_hash(
     fraction:float, # To be chosen, between 0 and 1
     *,
     salt:str, # 'test' or 'validation'
+    grouped:bool=False, # Whether the keys are those of groups, for the error
 )->Tensor: # bool (N,)
     "Choose the images whose position is below `fraction`. Raises `DatasetError` for too small a class."
     if not 0 < fraction < 1:
@@ -129,9 +135,10 @@ def choose_by_hash(
         mine = labels == label
         if divided(mine): continue
         n = len(position[mine].unique())
+        what,advice = ('group',_MORE_GROUPS) if grouped else ('different image','')
         raise DatasetError(
-            f'class {name!r} has {n} different image{"s"*(n != 1)}: '
-            f'too few to hold out {fraction:.0%} of them')
+            f'class {name!r} has {n} {what}{"s"*(n != 1)}: '
+            f'too few to hold out {fraction:.0%} of them{advice}')
     return held
 
 # %% ../nbs/11_datasets.ipynb #f6bd4b23
@@ -142,7 +149,9 @@ def split_by_hash(
     salt:str, # 'test' or 'validation'
 )->tuple[Images, Images]: # The rest, and those held out
     "Divide by content, see `choose_by_hash`. Raises `DatasetError` for a class with too few images."
-    held = choose_by_hash(image_keys(images), images.labels, images.classes, fraction, salt=salt)
+    grouped = images.groups is not None
+    keys = image_keys(images) if images.groups is None else images.groups
+    held = choose_by_hash(keys, images.labels, images.classes, fraction, salt=salt, grouped=grouped)
     return images[~held],images[held]
 
 # %% ../nbs/11_datasets.ipynb #16023bb
@@ -157,6 +166,59 @@ def file_key(
     "The hash of a file; that of its name when it cannot be read, which an error will report later."
     try: return content_key(read_file(path))
     except DatasetError: return content_key(os.fsencode(path.name))
+
+# %% ../nbs/11_datasets.ipynb #31e02026
+_MAX_PATTERN = 200  # Characters of a regular expression, which may be on a card from elsewhere
+
+def compile_group(
+    pattern:str, # What is in parentheses, or else the whole match, names the object
+)->re.Pattern:
+    "A regular expression for file names. Raises `ConfigError` that says where it is wrong."
+    if len(pattern) > _MAX_PATTERN:
+        raise ConfigError(f'group has {len(pattern):,} characters: use at most {_MAX_PATTERN}')
+    try:
+        with warnings.catch_warnings(action='ignore'): return re.compile(pattern)
+    except re.error as e:
+        where = '' if e.pos is None else f' at position {e.pos}'
+        raise ConfigError(f'group = {pattern!r} is not a regular expression: {e.msg}{where}') from e
+    except (OverflowError, RecursionError) as e:
+        raise ConfigError(f'group = {pattern!r} is not a regular expression: {e}') from e
+
+def group_names(
+    names:Sequence[str], # Such as 'screws/screw07_a.jpg'
+    pattern:str, # See `compile_group`
+)->list[str]: # One per name; empty for a name in which nothing is found
+    "The object that each file shows, by its name."
+    found = [compile_group(pattern).search(name) for name in names]
+    return ['' if match is None else match[min(match.re.groups, 1)] or match[0] for match in found]
+
+# %% ../nbs/11_datasets.ipynb #3e0e22a6
+def join_groups(
+    groups:Tensor, # int64 (N,), a key per group
+    keys:Tensor, # int64 (N,), from `image_keys`
+)->Tensor: # int64 (N,), the smallest key of the groups that were joined
+    "Groups that have a copy of the same image become one group."
+    above:dict[int, int] = {}
+    first:dict[int, int] = {}
+    def root(group):
+        while (up := above.setdefault(group, group)) != group:
+            above[group] = above[up]
+            group = up
+        return group
+    for group,key in zip(groups.tolist(), keys.tolist()):
+        low,high = sorted((root(group), root(first.setdefault(key, group))))
+        above[high] = low
+    return torch.tensor([root(group) for group in groups.tolist()], dtype=torch.int64)
+
+def group_keys(
+    names:Sequence[str], # Of the files
+    keys:Tensor, # int64 (N,), of the files
+    pattern:str, # See `compile_group`
+)->Tensor: # int64 (N,), the same for images that belong together
+    "A key per group. A file without a match has its own, and copies are always in one group."
+    texts = zip(group_names(names, pattern), keys.tolist())
+    own = [content_key(os.fsencode(text)) if text else key for text,key in texts]
+    return join_groups(torch.tensor(own, dtype=torch.int64), keys)
 
 # %% ../nbs/11_datasets.ipynb #f16twice
 def warn_if_shared(

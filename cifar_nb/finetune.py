@@ -74,7 +74,7 @@ def look_at_images(
         images = load_dataset(recipe.data, size or 32, settings, fit=recipe.fit).train
         return Sample(images[_spread(len(images))], (32,), 32, len(images))
     reader = open_reader(settings)
-    parts = open_folder(recipe.data, reader)
+    parts = open_folder(recipe.data, reader, recipe.group)
     files = parts.files('train')
     some = files.select(_spread(len(files.paths)))
     side = round(median(list(filter(None, map(_short_side, some.paths))) or [0]))

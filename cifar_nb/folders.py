@@ -8,9 +8,10 @@ __all__ = ['MAX_READERS', 'Decoded', 'FileReader', 'split_files', 'decode_files'
 
 # %% ../nbs/16_folders.ipynb #16003aa
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,9 @@ from cifar_nb.datasets import (
     choose_by_hash,
     content_key,
     file_key,
+    group_keys,
+    group_names,
+    image_keys,
     load_cifar,
     read_file,
     warn_if_grey,
@@ -70,11 +74,13 @@ class FileReader:
 def split_files(
     files:ImageFiles, # To be divided
     reader:FileReader|None=None, # None reads each file
+    group:str='', # Files in whose names it finds the same text stay together, see 11_datasets
 )->tuple[ImageFiles, ImageFiles]: # To train on, and to test with
     "Hold out about a fifth, by a hash of each file. Raises `DatasetError` for a class with too few images."
     found = (reader or FileReader()).keys(files.paths)
-    keys = [*progress(found, total=len(files.paths), desc='hashing files')]
-    test = choose_by_hash(torch.tensor(keys), files.labels, files.classes, .2, salt='test')
+    keys = torch.tensor([*progress(found, total=len(files.paths), desc='hashing files')])
+    if group: keys = group_keys(files.names(), keys, group)
+    test = choose_by_hash(keys, files.labels, files.classes, .2, salt='test', grouped=bool(group))
     return files.select(~test),files.select(test)
 
 # %% ../nbs/16_folders.ipynb #16035bb
@@ -136,8 +142,9 @@ class FolderParts:
     def __init__(self,
         name:str, # A folder, or folders as in `named_parts`
         reader:FileReader|None=None, # None reads each file
+        group:str='', # Files in whose names it finds the same text stay together, see 11_datasets
     ):
-        self.name,self.reader = name,reader
+        self.name,self.reader,self.group = name,reader,group
         self.folders = find_parts(name)
         self.names = ['train', *['valid']*('valid' in self.folders), 'test']
         self.skipped:dict[str, int] = {}  # Unreadable files that were left out, by part
@@ -152,22 +159,58 @@ class FolderParts:
         return found
 
     @cached_property
-    def _divided(self)->tuple[ImageFiles, ImageFiles]: return split_files(self._learnable, self.reader)
+    def _divided(self)->tuple[ImageFiles, ImageFiles]:
+        _ = self.group_note
+        return split_files(self._learnable, self.reader, self.group)
+
+    @cached_property
+    def group_note(self)->str: # In words; empty without groups
+        "How many groups the names give. Raises `DatasetError` when no name matches."
+        if not self.group: return ''
+        names = self._learnable.names()
+        counts = Counter(group_names(names, self.group))
+        alone = counts.pop('', 0)
+        if not counts:
+            raise DatasetError(
+                f'{self.name}: group = {self.group!r} finds nothing in any of the {len(names):,} file names, '
+                f"such as {names[0]!r}: change it, or leave it out (--group '')")
+        note = f'{len(counts):,} by name, the largest of {max(counts.values()):,} images'
+        if not alone: return note
+        few = f'{alone:,} of {len(names):,} file names have no match for the group'
+        log.warning('%s: %s; each of them is a group of its own', self.name, few)
+        return f'{note}; {few}'
 
     def files(self,
-        part:str, # One of `names`
+        part:str, # One of `names`; or 'all', which is 'train' with a test part that comes from the same files
     )->ImageFiles:
         "The files of one part. Raises `DatasetError`."
+        if part == 'all': return self._learnable
         if part == 'train' or part not in self.folders:
             return self._learnable if 'test' in self.folders else self._divided[part == 'test']
         if any(class_folders(folder) for folder in self.folders[part]):
             return list_images(*self.folders[part], classes=self._learnable.classes)
         raise _without_classes(self.folders, part)
 
+# %% ../nbs/16_folders.ipynb #c7683f2a
+def _names_in(parts:FolderParts, part:str)->set[str]: # Of the groups
+    return {*group_names(parts.files(part).names(), parts.group)} - {''}
+
+def _with_groups(parts:FolderParts, part:str, images:Images)->Images:
+    "The same images with the keys of their groups. Warns of a group in two parts that were given."
+    learned = part in ('all', 'train')
+    others = [other for other in ('valid', 'test') if learned and other in parts.folders]
+    if learned: _ = parts.group_note
+    for other in others:
+        both = sorted(_names_in(parts, part) & _names_in(parts, other))
+        if both: log.warning('%s: %s of the groups are in the training part and in the %s part, such as %s',
+                             parts.name, f'{len(both):,}', other, printable(both[0]))
+    names = parts.files(part)._replace(paths=[*(images.paths or ())]).names()
+    return replace(images, groups=group_keys(names, image_keys(images), parts.group))
+
 # %% ../nbs/16_folders.ipynb #f16readp
 def read_folder_part(
     parts:FolderParts,
-    part:str, # One of `parts.names`
+    part:str, # One of `parts.names`, or 'all'
     size:int, # Images are fitted to this height and width
     skip_broken:bool=False, # Leave out what cannot be read
     *,
@@ -178,16 +221,19 @@ def read_folder_part(
     try: images = read_images(files, size, skip_broken, parts.reader, fit=fit)
     except BrokenImages as e:
         # Those of the other parts as well, so that one run names all
-        others = [path for other in parts.names if other != part for path in parts.files(other).paths]
-        broken = e.broken | decode_files(others, size, parts.reader, fit)[1]
+        others = [other for other in parts.names if other != part]
+        if part == 'all': others = [other for other in ('valid', 'test') if other in parts.folders]
+        paths = [path for other in others for path in parts.files(other).paths]
+        broken = e.broken | decode_files(paths, size, parts.reader, fit)[1]
         if len(broken) > 1:
             for path,why in broken.items(): log.warning('%s: %s', printable(str(path)), why)
         raise BrokenImages(broken) from e.__cause__
+    if parts.group: images = _with_groups(parts, part, images)
     parts.skipped[part] = n = len(files.paths) - len(images)
     if n: log.warning('%s: %s unreadable files of the %s part are left out', parts.name, f'{n:,}', part)
-    own = part == 'train' or part in parts.folders
+    own = part in ('all', 'train') or part in parts.folders
     if own and files.left_out: log.warning('%s: left out: %s', parts.name, files.left_out.note())
-    if part == 'train':
+    if part in ('all', 'train'):
         warn_if_shared(images, parts.name)
         warn_if_grey(images, parts.name)
     missing = [name for label,name in enumerate(images.classes) if label not in images.labels]
@@ -199,8 +245,9 @@ def read_folder_part(
 class Dataset:
     "A data set by name. Each part is read when it is first asked for."
     name:str
-    read:Callable[[str], Images]  # 'train', 'valid' or 'test' to its images
+    read:Callable[[str], Images]  # 'train', 'valid', 'test' or (of a folder) 'all' to its images
     has_valid:bool=False  # Whether it has validation images of its own
+    has_test:bool=True  # Whether its test images are a part of its own; else they come from one with `train`
     known_stats:Stats|None=None  # Published statistics of the training images
     skipped:dict[str, int] = field(default_factory=dict)  # Unreadable files that were left out, by part
 
@@ -222,12 +269,13 @@ class Dataset:
 def open_folder(
     name:str, # A folder, or its parts as in `named_parts`
     reader:FileReader|None=None, # None reads each file
+    group:str='', # Files in whose names it finds the same text stay together, see 11_datasets
 )->FolderParts:
     "The parts of a folder. Raises `DatasetError` when there is no such folder."
     folder = Path(os.path.expanduser(name))  # '' would be the current folder
     try: exists = bool(named_parts(name)) or name != '' and folder.is_dir()
     except OSError as e: raise DatasetError(f'{name[:200]} cannot be read: {e.strerror}') from e
-    if exists: return FolderParts(name, reader)
+    if exists: return FolderParts(name, reader, group)
     raise DatasetError(f'there is no data set {name!r}: use {", ".join((*ARCHIVES, "synthetic"))}, '
                        'or a folder with one subfolder per class')
 
@@ -239,6 +287,7 @@ def load_dataset(
     reader:FileReader|None=None, # Of the files of a folder; None reads each file
     *,
     fit:Fit='crop', # How images of a folder are fitted, see 15_photos
+    group:str='', # Files in whose names it finds the same text stay together, see 11_datasets
 )->Dataset:
     "A data set by name, and never other data. Raises `DatasetUnavailable` or `DatasetError`."
     if size != 32 and name in (*ARCHIVES, 'synthetic'):
@@ -247,10 +296,14 @@ def load_dataset(
     if fit != 'crop' and name in (*ARCHIVES, 'synthetic'):
         raise DatasetError(f'the images of {name} are squares of 32 pixels, so fit = {fit} changes '
                            'nothing: leave it out')
+    if group and name in (*ARCHIVES, 'synthetic'):
+        raise DatasetError(f'the images of {name} have no file names, so group = {group!r} finds nothing: '
+                           'leave it out')
     if name == 'synthetic': return Dataset(name, synthetic)
     settings = settings or Settings.read()
     if name in ARCHIVES:
         return Dataset(name, partial(load_cifar, name, settings=settings), known_stats=CIFAR_STATS[name])
-    parts = open_folder(name, reader)
+    parts = open_folder(name, reader, group)
     read = partial(read_folder_part, parts, size=size, skip_broken=settings.skip_broken, fit=fit)
-    return Dataset(name, read, 'valid' in parts.folders, skipped=parts.skipped)
+    has_valid,has_test = (part in parts.folders for part in ('valid', 'test'))
+    return Dataset(name, read, has_valid, has_test, skipped=parts.skipped)

@@ -28,18 +28,20 @@ class Images:
     classes:tuple[str, ...]   # Class names in index order
     file_keys:Tensor|None=None  # int64 (N,), a hash of each image's file; None without files
     paths:tuple[Path, ...]|None=None  # N of them, the files in the order of the pixels; None without files
+    groups:Tensor|None=None  # int64 (N,), the same for images that no split may separate; None without groups
 
     def __len__(self): return len(self.labels)
 
     def __getitem__(self, which)->'Images':
         "The images that a slice, a list of indices or a mask selects."
-        keys = None if self.file_keys is None else self.file_keys[which]
+        keys,groups = (None if keys is None else keys[which] for keys in (self.file_keys, self.groups))
         paths = self.paths
         if paths is not None:
             chosen = torch.arange(len(paths))[which].flatten().tolist()
             paths = tuple(paths[i] for i in chosen)
         return replace(
-            self, pixels=self.pixels[which], labels=self.labels[which], file_keys=keys, paths=paths)
+            self, pixels=self.pixels[which], labels=self.labels[which], file_keys=keys, paths=paths,
+            groups=groups)
 
     def __repr__(self):
         return f'Images: {len(self):,} of {tuple(self.pixels.shape[1:])}, {len(self.classes)} classes'

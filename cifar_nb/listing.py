@@ -80,6 +80,15 @@ class ImageFiles(NamedTuple):
     labels:Tensor            # int64 (N,), indices into `classes`
     classes:tuple[str, ...]  # Class names in index order
     left_out:LeftOut         # What else the folders hold
+    roots:tuple[Path, ...]=()  # The folders that hold the class folders
+
+    def names(self)->list[str]: # Such as 'cat/3.jpg'; the whole path outside of all roots
+        "The path of each file below its root, with slashes."
+        roots = sorted(self.roots, key=lambda root: -len(root.parts))  # one may be inside another
+        def name(path):
+            below = (path.relative_to(root) for root in roots if path.is_relative_to(root))
+            return next(below, path).as_posix()
+        return [name(path) for path in self.paths]
 
     def select(self,
         mask:Tensor, # bool (N,)
@@ -182,7 +191,7 @@ def list_images(
     found = classes or tuple(sorted(files))
     labels = [label for label,name in enumerate(found) for _ in files.get(name, [])]
     paths = [path for name in found for path in files.get(name, [])]
-    return ImageFiles(paths, torch.tensor(labels), found, left_out)
+    return ImageFiles(paths, torch.tensor(labels), found, left_out, roots)
 
 # %% ../nbs/08_listing.ipynb #08prd02
 class NamedFile(NamedTuple):

@@ -36,15 +36,18 @@ def announce(
     recipe, # With all changes
     device:str,
     run:RunFolder, # Where it is recorded
+    *,
+    folds:int=0, # Of cross-validation; 0 for none
 )->str:
     "What will be trained, where, and which run goes on."
     start = recipe.model_dump().get('start', '')
-    note = f'{name}: {recipe.epochs} epoch{"s" if recipe.epochs > 1 else ""} of {printable(recipe.data)}'
+    note = f'{name}: ' + f'{folds} folds of '*(folds > 0)
+    note += f'{recipe.epochs} epoch{"s" if recipe.epochs > 1 else ""} of {printable(recipe.data)}'
     if start not in ('', 'imagenet'): note += f', from the network and weights of {printable(start)},'
     note += f' on {device_note(device)}'
     n = len(run.rows)
     if run.model.exists(): note += f' Adding {recipe.epochs-n} epochs to the {n} of {run.folder}'
-    elif run.checkpoint.exists(): note += f' Resuming {run.folder} after epoch {n}'
+    elif run.checkpoint.exists(): note += f' Resuming {run.folder} after epoch {n}' + ' of a fold'*(folds > 0)
     else: return note
     return f'{note}; --fresh starts over in a new folder.'
 
@@ -58,6 +61,9 @@ def one_line(
     names = [*next(iter(counts.values()))]
     texts = [f'{name} ' + '+'.join(str(some[name]) for some in counts.values()) for name in names[:most]]
     rest = f' and {len(names)-most} more' if len(names) > most else ''
+    groups = {part: images.groups for part,images in parts.items() if images is not None}
+    known = '+'.join(str(len(keys.unique())) for keys in groups.values() if keys is not None)
+    if known: rest += f'; groups {known}'
     return f'{len(names)} classes ({" + ".join(counts)}): {", ".join(texts)}{rest}'
 
 # %% ../nbs/74_messages.ipynb #64d5a319
@@ -139,7 +145,8 @@ def saved_line(
     where:str, # The file, and what happened to an older one
 )->str:
     "What was saved, with its accuracies and the epoch that was kept."
-    accuracies = {'validation accuracy': card.validation_accuracy, 'test accuracy': card.test_accuracy,
+    chosen = f'accuracy in {len(card.folds.accuracies)} folds' if card.folds else 'validation accuracy'
+    accuracies = {chosen: card.validation_accuracy, 'test accuracy': card.test_accuracy,
                   'with test-time augmentation': card.test_accuracy_tta}
     said = ', '.join(f'{name} {v:.2%}' for name,v in accuracies.items() if v is not None)
     kept = f'weights of epoch {card.kept_epoch} of {card.epochs} ({card.kept_by})'
@@ -155,6 +162,7 @@ def write_report(
     *,
     facts:Iterable[tuple[str, str]], # About the model, by name
     recipe:str, # As TOML
+    measured:str='Test images', # What they are, for the heading
 )->None:
     "Write `curves.png` and `report.html` into the folder of a run."
     drawn = io.BytesIO()
@@ -163,4 +171,5 @@ def write_report(
     served = calibrated(report, card.temperature)
     title = f'{run.folder.name}: {card.dataset}'
     curves = drawn.getvalue()
-    run.keep('report.html', report_page(title, served, images, facts=facts, curves=curves, recipe=recipe))
+    page = report_page(title, served, images, measured=measured, facts=facts, curves=curves, recipe=recipe)
+    run.keep('report.html', page)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
 from .device import library_versions, source_revision
+from .folds import FoldScores
 from .images import Images, Stats
 from cifar_nb.own import (
     card_fields,
@@ -80,6 +81,8 @@ class ModelCard(BaseModel):
         'Image files that could not be read and were left out of all parts; null if not recorded'))
     validation_accuracy:Fraction|None = Field(description=(
         'Top-1 accuracy on the validation images, a little too high if they chose the epoch; null without'))
+    folds:FoldScores|None = Field(None, description=(
+        'Scores of cross-validation, which are then the validation accuracy as well; null without folds'))
     test_accuracy:Fraction|None = Field(description='Top-1 accuracy on the test images, with a single view')
     test_accuracy_tta:Fraction|None = Field(description=(
         'The same with six views of images whose two best scores are close; null if not measured'))
@@ -97,6 +100,12 @@ class ModelCard(BaseModel):
     @property
     def stats(self)->Stats: # To normalise images with
         return Stats(self.mean, self.std)
+
+    @property
+    def group(self)->str: # See `compile_group`; empty without groups, and for an old card
+        "The pattern by which images of one object were kept together when its data was divided."
+        pattern = self.recipe.get('group', '')
+        return pattern if isinstance(pattern, str) else ''
 
     @classmethod
     def for_images(cls,

@@ -60,7 +60,8 @@ def _image(
     data = base64.b64encode(png).decode()
     return f'<img alt="{_text(description)}" src="data:image/png;base64,{data}">'
 
-def _thumbnail(pixels:Tensor)->bytes: # uint8 (3,H,W) to a PNG of at most 96 pixels
+def _thumbnail(pixels:Tensor)->bytes: # uint8 (3,H,W), or (T,3,H,W) in a row, to a PNG of at most 96 pixels
+    if pixels.ndim == 4: pixels = pixels.permute(1, 2, 0, 3).flatten(2)
     image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
     image.thumbnail((96, 96))
     file = io.BytesIO()
@@ -108,6 +109,7 @@ def report_page(
     images:Images|None=None, # Those of the report, in its order; None shows no mistakes
     *,
     facts:Iterable[tuple[str, str]]=(), # Name and value, such as the data and the versions
+    measured:str='Test images', # Heading of the numbers
     curves:bytes|None=None, # A PNG
     recipe:str='', # As TOML
     most:int=48, # Mistakes to show
@@ -117,7 +119,7 @@ def report_page(
     sentences = ''.join(f'<li>{_text(sentence)}</li>' for sentence in verdict(report))
     sections = [
         _section('Verdict', f'<ul>{sentences}</ul>'),
-        _section('Test images', _table(numbers.header, numbers.rows)),
+        _section(measured, _table(numbers.header, numbers.rows)),
         _section('Each class', _table(classes.header, classes.rows)),
         _confusions(report)]
     if images is not None: sections.append(_mistakes(report, images, most))

@@ -13,7 +13,15 @@ import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -30,6 +38,7 @@ from cifar_nb.core import (
     Size,
     nearest,
 )
+from .datasets import compile_group
 from .device import Precision
 from .fit import MONITORS, BestEpoch
 from .images import Stats
@@ -121,6 +130,10 @@ class Start:
     trained_keys:Tensor|None = None  # Of the images that it has learned from; None: not known
 
 # %% ../nbs/78_records.ipynb #559f51a5
+def _checked_group(pattern:str)->str: # The same
+    compile_group(pattern)
+    return pattern
+
 class BaseRecipe(_Section):
     "The choices that every recipe has."
     kind:str
@@ -130,6 +143,8 @@ class BaseRecipe(_Section):
     size:Size = 32
     # How a photo becomes squares: crop (its centre), pad, squeeze, or tiles (several squares), see 18_tiles
     fit:Fit = 'crop'
+    # A regular expression: files in whose names it finds the same text are of one object and stay together
+    group:Annotated[str, AfterValidator(_checked_group)] = ''
     # Fraction of the training images that choices are made by, and that is not trained on; 0 trains on all
     held_out:ProperFraction = .1
     # A name for `create_model`

@@ -74,7 +74,7 @@ def refuse_dead(
     name,most = report.baseline
     right = (report.predictions == report.labels).sum().item()
     if right > most or report.loss <= 10*math.log(len(report.classes)): return
-    raise TrainingDiverged(f'no better than guessing: {right:,} of the {len(report):,} test images are '
+    raise TrainingDiverged(f'no better than guessing: {right:,} of the {len(report):,} images are '
                            f'recognized, always saying {name!r} gives {most:,}; {_ADVICE}')
 
 # %% ../nbs/77_rescue.ipynb #77024aa

@@ -20,6 +20,7 @@ import typer
 from .core import ConfigError, DatasetError, Settings, Table, TrainingDiverged
 from cifar_nb.shell import (
     A_DATA_SET,
+    A_GROUP,
     A_MODEL,
     DataDir,
     Device,
@@ -45,6 +46,7 @@ def data(
     size:_Size=32,
     check:Annotated[bool, typer.Option('--check', help=_CHECK)]=False,
     fit:Annotated[str, typer.Option(help=_FIT)]='crop',
+    group:Annotated[str, typer.Option(metavar='REGEX', help=A_GROUP)]='',
     skip_broken:SkipBroken=None,
     data_dir:DataDir=None,
     as_json:Json=False,
@@ -54,7 +56,7 @@ def data(
     The summary shows five files of a kind, and all that cannot be read; --check lists them all."""
     from cifar_nb.check import check_data
     settings = read_settings(data_dir=data_dir, skip_broken=skip_broken)
-    report = check_data(name, size, settings, cast(Any, fit))  # which refuses an unknown one
+    report = check_data(name, size, settings, cast(Any, fit), group=group)  # which refuses an unknown one
     found = report.findings()
     if as_json: print(json.dumps(report.as_dict()))
     elif not check: print(report)
@@ -142,7 +144,8 @@ def _earlier_choice(
 def _choose_by_images(
     recipe, # As asked for
     *,
-    minutes:float|None, # That the training may take
+    minutes:float|None, # That all trainings together may take
+    trainings:int, # How many there are: with folds one more than folds
     fixed:Collection[str], # Keys that were set
     out:Path, # The model file
     fresh:bool, # Do not resume
@@ -152,14 +155,15 @@ def _choose_by_images(
     from cifar_nb.finetune import MINUTES, NETWORK_KEYS, choose_recipe
     keys = {key.partition('.')[0] for key in fixed}
     if minutes is None and keys & NETWORK_KEYS and {'size', 'epochs'} <= keys: return recipe,{}
-    minutes = MINUTES if minutes is None else minutes
+    minutes = (MINUTES if minutes is None else minutes)/trainings
+    each = f', {trainings} times' if trainings > 1 else ''
     asked = dict(choices=recipe.model_dump(mode='json', exclude={'epochs'}), minutes=minutes,
                  fixed=sorted({*fixed}-{'epochs'}))
     earlier = None if fresh else _earlier_choice(out, asked, fixed)
     if earlier:
         epochs = recipe.epochs if 'epochs' in fixed else earlier.epochs
         return earlier.model_copy(update=dict(epochs=epochs)),{}
-    print(f'finetune chooses network, size and epochs for at most {minutes:g} minutes of training; '
+    print(f'finetune chooses network, size and epochs for at most {minutes:.3g} minutes of training{each}; '
           '--minutes changes that', file=sys.stderr, flush=True)
     choice = choose_recipe(recipe, minutes, settings, fixed=fixed)
     print(*map(printable, str(choice).splitlines()), sep='\n', file=sys.stderr, flush=True)
@@ -167,6 +171,30 @@ def _choose_by_images(
     return choice.recipe,{'choice.json': json.dumps(kept, indent=1)}
 
 # %% ../nbs/87_training.ipynb #87021aa
+def _train(recipe, run, settings:Settings, *, folds:int, half:bool, on_data): # As `run_folds` returns it
+    from cifar_nb.crossval import FoldedRun, run_folds
+    from cifar_nb.experiment import run_recipe
+    from cifar_nb.messages import epoch_line
+    if folds: return run_folds(recipe, run, settings, folds, half=half, on_data=on_data)
+    measured = {}
+    def know(found):
+        measured.update(found)
+        on_data(found)
+    def show(history):
+        run.record(history.rows)
+        run.say(epoch_line(history.rows, recipe))
+    found = run_recipe(recipe, run.model, settings, half=half, keep=True, on_data=know, on_epoch=show)
+    return FoldedRun(*found, measured['test'], 'Test images')
+
+def _say_data(run, recipe, found:dict): # What will be learned from is the first part
+    from cifar_nb.messages import balance_note, cut_warning, one_line
+    run.say(printable(one_line(found)), sys.stderr)
+    train = next(iter(found.values()))
+    warning = cut_warning(train.paths or ()) if recipe.fit == 'crop' else ''
+    parts = dict(validation=train if recipe.held_out else None) | found | dict(train=train)
+    for note in filter(None, [warning, balance_note(recipe, parts)]):
+        run.say(printable(note), sys.stderr)
+
 def _run(
     name:str, # For the announcement
     recipe, # With all changes
@@ -174,6 +202,7 @@ def _run(
     settings:Settings,
     *,
     fresh:bool, # Do not resume
+    folds:int, # Of cross-validation; 0 for none
     half:bool, # 16-bit weights
     replace:bool, # Even a better model
     choose:Callable|None=None, # Recipe to another one, and texts for the folder of the run by file name
@@ -182,49 +211,37 @@ def _run(
     from cifar_nb.checkpoint import flat_choices
     from cifar_nb.compare import card_facts
     from cifar_nb.device import best_device, keep_memory, repeatable_kernels
-    from cifar_nb.experiment import dataset_name, run_recipe
-    from cifar_nb.messages import (
-        announce,
-        balance_note,
-        cut_warning,
-        epoch_line,
-        one_line,
-        result_text,
-        saved_line,
-        write_report,
-    )
+    from cifar_nb.experiment import dataset_name
+    from cifar_nb.messages import announce, result_text, saved_line, write_report
     from cifar_nb.recipes import to_toml
     from cifar_nb.rescue import lock_run
     from cifar_nb.runs import describe, open_run, publish, refuse_other
-    device,parts = best_device(settings.device),{}
+    device = best_device(settings.device)
     repeatable_kernels()
     if device == 'cpu': keep_memory()
     if not replace: refuse_other(out, dataset_name(recipe.data))
     recipe,texts = choose(recipe) if choose else (recipe, {})
     choices = flat_choices(recipe.open_start(settings)[0].model_dump(mode='json'))
+    if folds: choices |= {'folds': folds, 'epochs of a fold': recipe.epochs}
     with lock_run(out), open_run(out, choices, fresh=fresh) as run:
-        run.say(announce(name, recipe, device, run), sys.stderr)
+        run.say(announce(name, recipe, device, run, folds=folds), sys.stderr)
+        if folds: run.rows = []  # those of a fold
         describe(run, to_toml(recipe))
         for file,text in texts.items(): run.keep(file, text)
-        def show_data(found):
-            parts.update(found)
-            run.say(printable(one_line(found)), sys.stderr)
-            warning = cut_warning(found['train'].paths or ()) if recipe.fit == 'crop' else ''
-            for note in filter(None, [warning, balance_note(recipe, found)]):
-                run.say(printable(note), sys.stderr)
-        def show(history):
-            run.record(history.rows)
-            run.say(epoch_line(history.rows, recipe))
+        def show_data(found): _say_data(run, recipe, found)
         try:
-            card,report = run_recipe(recipe, run.model, settings, half=half, keep=True,
-                                     on_data=show_data, on_epoch=show)
+            done = _train(recipe, run, settings, folds=folds, half=half, on_data=show_data)
         except TrainingDiverged:
             if run.model.exists(): run.say(f'saved {publish(run.model, out, replace=replace)}')
             raise
+        card,report,images,measured = done
+        if folds: run.say(f'\n{measured} (the intervals below take images as independent):')
         run.say(result_text(card, report))
-        write_report(run, card, report, parts['test'], facts=card_facts(card), recipe=to_toml(recipe))
+        write_report(run, card, report, images, facts=card_facts(card), recipe=to_toml(recipe),
+                     measured=measured)
         run.say(saved_line(card, publish(run.model, out, replace=replace)))
-        print(f'the run is in {run.folder}: report.html, history.csv, recipe.toml, log.txt', file=sys.stderr)
+        files = 'report.html, folds.json' if folds else 'report.html'
+        print(f'the run is in {run.folder}: {files}, history.csv, recipe.toml, log.txt', file=sys.stderr)
 
 # %% ../nbs/87_training.ipynb #87023aa
 def _choice(
@@ -247,6 +264,8 @@ _HELD_OUT = 'Fraction of the training images to hold out as a validation set; 0 
 _PRECISION = 'auto (bf16 on a device with native bf16 arithmetic), float32, bf16 or fp16'
 _SET = 'Any key of the recipe, such as optimizer.name=adamw; may be repeated'
 _OUT = 'RECIPE.safetensors in the models folder, MODEL-again.safetensors with --from-card'
+_FOLDS = ('Cross-validate first, for few images: divide all but a test part into this many folds, train '
+          'without each and measure on it; then train one model on all of them')
 _REPLACE = 'Write the model file even where there is a better one, or one of other data'
 
 # %% ../nbs/87_training.ipynb #87025aa
@@ -267,6 +286,8 @@ def train(
     seed:Annotated[int|None, _choice('Seed of all random numbers', min=0, max=2**32-1)]=None,
     size:Annotated[int|None, _choice('Height and width of the images of a folder', min=8, max=1024)]=None,
     fit:Annotated[str|None, _choice(_FIT)]=None,
+    group:Annotated[str|None, _choice(A_GROUP, metavar='REGEX')]=None,
+    folds:Annotated[int, typer.Option('--folds', help=f'{_FOLDS} [else none]', show_default=False)]=0,
     out:Annotated[Path|None, _choice('The model file to write', _OUT)]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     skip_broken:SkipBroken=None,
@@ -281,7 +302,7 @@ def train(
     and with more --epochs a finished one goes on."""
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
-                 precision=precision, seed=seed, size=size, fit=fit)
+                 precision=precision, seed=seed, size=size, fit=fit, group=group)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     own = find_network(architecture, settings)
     by_images = recipe == 'finetune' and not from_card
@@ -292,10 +313,13 @@ def train(
     if from_card: own.pop('model', None)  # the card has those of its network
     name,chosen = _choose_recipe(recipe, from_card, own | changes, settings)
     if not from_card: name = own.get('architecture', name)
+    if folds:
+        from cifar_nb.folds import check_folds
+        check_folds(folds)
     out = _choose_output(out, name, settings)
-    choose = partial(_choose_by_images, minutes=minutes, fixed=[*own, *changes], out=out, fresh=fresh,
-                     settings=settings) if by_images else None
-    _run(name, chosen, out, settings, fresh=fresh, half=half, replace=replace, choose=choose)
+    choose = partial(_choose_by_images, minutes=minutes, trainings=folds+1, fixed=[*own, *changes], out=out,
+                     fresh=fresh, settings=settings) if by_images else None
+    _run(name, chosen, out, settings, fresh=fresh, folds=folds, half=half, replace=replace, choose=choose)
 
 # %% ../nbs/87_training.ipynb #87029ab
 def _class_names(
