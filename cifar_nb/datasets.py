@@ -33,7 +33,8 @@ CIFAR_STATS = {
 def _refuse_neighbor(name:str, root:Path):
     "Raises `DatasetUnavailable` when the files are one folder above or below."
     folder = ARCHIVES[name].dataset.base_folder
-    above = [root.resolve().parent] if root.resolve().name == folder else []
+    here = Path(os.path.realpath(root))
+    above = [here.parent] if here.name == folder else []
     for place in above + [path.parent for path in root.glob(f'*/{folder}')]:
         if on_disk(ARCHIVES[name], place):
             raise DatasetUnavailable(f'{name} is not in {root}, but in {place}: use --data-dir {place}')

@@ -215,7 +215,12 @@ def _what_is_wrong(archive:Archive, root:Path)->str:  # Such as ': data_batch_1 
     if file.exists():
         return (f': the {file.name} there has another MD5, {md5_of(file)}, '
                 f'and {file.stat().st_size:,} of {archive.size:,} bytes')
-    if not folder.is_dir(): return ''
+    if not folder.is_dir():
+        # A browser may have unpacked it, or may have put a number into its name
+        others = sorted(path.name for path in root.glob(f'{file.name.partition(".")[0]}*.tar*'))
+        others = [name for name in others if not name.endswith('.part')]
+        note = f'what is needed is {file.name} as it was published'
+        return f': there is {others[0]}, and {note}' if others else ''
     sums = dict([*data.train_list, *data.test_list, (data.meta['filename'], data.meta['md5'])])
     missing = [name for name in sums if not (folder/name).is_file()]
     if missing: return f': {", ".join(missing)} missing from {folder.name}'
@@ -229,16 +234,24 @@ def _no_delivery(name:str, archive:Archive, root:Path, error:DatasetUnavailable)
     hint = ''
     if 'CERTIFICATE_VERIFY_FAILED' in str(error):
         hint = ' (if a proxy signs with its own certificate, set SSL_CERT_FILE to a file that has it)'
+        wrong = os.environ.get('SSL_CERT_FILE', '')
+        if wrong and not Path(wrong).is_file(): hint = f' (SSL_CERT_FILE is {wrong}, which is not a file)'
     return DatasetUnavailable(
         f'{name} is not in {root}{_what_is_wrong(archive, root)}; it could not be downloaded. '
         f'Put {data.filename} (MD5 {data.tgz_md5}) into that folder by hand, set CIFAR_NB_MIRRORS to a host '
         f'that has it, or use the data set "synthetic". Tried: {error}{hint}')
 
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), 'change its permissions, or '),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR), 'move away what is in the way, or '),
+    errno.EFBIG: 'raise the limit for the size of a file (ulimit -f), or '}
+
 def _disk_error(name:str, archive:Archive, root:Path, error:OSError)->DatasetUnavailable:
     "A folder or disk that cannot take the files; without room, the partial download is removed."
     problem = f'{name} is not in {root}, and cannot be put there: {error.strerror} ({error.filename or root})'
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return DatasetUnavailable(f'{problem}. Change its permissions, or choose another folder (--data-dir)')
+        remedy = _REMEDIES.get(error.errno or 0, '')
+        return DatasetUnavailable(f'{problem}: {remedy}choose another folder (--data-dir)')
     with suppress(OSError): (root/f'{archive.dataset.filename}.part').unlink()
     return DatasetUnavailable(f'{problem}. It needs {2.2*archive.size/1e6:,.0f} MB while it is unpacked, and '
                               f'{free_space(root)}: make room, or choose another folder (--data-dir)')
@@ -262,7 +275,7 @@ def fetch_cifar(
     archive = ARCHIVES[name]
     data = archive.dataset
     file,md5,folder = data.filename,data.tgz_md5,data.base_folder
-    if root.resolve().name == folder and (root/data.meta['filename']).is_file():
+    if Path(os.path.realpath(root)).name == folder and (root/data.meta['filename']).is_file():
         raise DatasetUnavailable(f'{root} is {folder} itself: name the folder above it (--data-dir)')
     urls = [*(f'{mirror.rstrip("/")}/{file}' for mirror in mirrors), *archive.mirrors, data.url]
     try:
@@ -272,6 +285,7 @@ def fetch_cifar(
             if on_disk(archive, root): return
             path = download(urls, root/file, md5, archive.size, magic=b'\x1f\x8b')
             unpack(path, folder, root)
-            path.unlink()
+            # Of another user, in a folder such as /tmp, it stays
+            with suppress(PermissionError): path.unlink()
     except OSError as e: raise _disk_error(name, archive, root, e) from e
     except DatasetUnavailable as e: raise _no_delivery(name, archive, root, e) from e

@@ -99,8 +99,8 @@ def _compute(
     try:
         pixels = [as_tensor(job.seen) for job in batch]
         predictions = predictor.answers(pixels, [job.top_k for job in batch])
-    except Exception as e:
-        if len(batch) == 1: return [e]
+    except (Exception, SystemExit) as e:  # a network of your own may call exit(); the thread goes on
+        if len(batch) == 1: return [e if isinstance(e, Exception) else RuntimeError(repr(e))]
     # Outside the `except` block, which would keep the memory of the failed batch
     if predictions is None: return [outcome for job in batch for outcome in _compute([job], predictor)]
     outcomes:list[Answer|Exception] = []

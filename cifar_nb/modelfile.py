@@ -297,6 +297,7 @@ def _naming(
     except ValidationError as e:
         raise problem(f'its card is not valid: {_faults(e)}') from e
     except (ValueError, SafetensorError, OSError, CifarNbError) as e: raise problem(e) from e
+    except MemoryError as e: raise problem('there is not enough memory') from e
     except Exception as e:  # a network of your own may raise anything
         raise problem('its weights do not fit its architecture: ' + ' '.join(str(e).split())[:200]) from e
 

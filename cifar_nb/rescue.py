@@ -90,6 +90,7 @@ def save_or_rescue(
         problem = f'{out} cannot be written: {e.strerror or e}; {free_space(out.parent)}'
         try: kept = save_model(model, card, Path(tempfile.mkdtemp(prefix='cifar_nb-'))/out.name, **options)
         except OSError:
-            raise ConfigError(f'{problem}: make room, and give the same command again; the checkpoint stays, '
-                              'so nothing is trained twice') from e
+            advice = 'make room, and give the same command again'
+            if out.with_suffix('.ckpt').exists(): advice += '; it goes on from the checkpoint'
+            raise ConfigError(f'{problem}: {advice}') from e
         raise ConfigError(f'{problem}. The model is in {kept} instead') from e

@@ -68,11 +68,15 @@ class RunFolder:
         self._written = -1  # Rows in the CSV file; -1 when it must be written anew
         self._complained = False
 
-    def _complain(self, path:Path, error:OSError)->None:
-        if self._complained: return
-        self._complained = True  # first, since the message itself goes to the log of the run
-        log.warning('%s cannot be written: %s; %s. The training goes on without a full record.',
-                    path, error.strerror or error, free_space(self.folder))
+    @contextmanager
+    def _writing(self, what:Path|str)->Iterator[None]:
+        try: yield
+        except BrokenPipeError: raise  # the reader of the output has seen enough
+        except OSError as e:
+            if self._complained: return
+            self._complained = True  # first, since the message itself goes to the log of the run
+            log.warning('%s cannot be written: %s; %s. The record of this run is not complete.',
+                        what, e.strerror or e, free_space(self.folder))
 
     def keep(self,
         name:str, # Of the file
@@ -80,15 +84,11 @@ class RunFolder:
     )->None:
         "Write a file of the run; a crash leaves the previous one, or none."
         data = content.encode(errors='backslashreplace') if isinstance(content, str) else content
-        try:
-            with atomic_path(self.folder/name) as part: part.write_bytes(data)
-        except OSError as e: self._complain(self.folder/name, e)
+        with self._writing(self.folder/name), atomic_path(self.folder/name) as part: part.write_bytes(data)
 
     def _append(self, name:str, text:str)->bool: # Whether it was written
-        try:
-            with open(self.folder/name, 'ab') as file: file.write(text.encode(errors='backslashreplace'))
-        except OSError as e: self._complain(self.folder/name, e)
-        else: return True
+        with self._writing(self.folder/name), open(self.folder/name, 'ab') as file:
+            return bool(file.write(text.encode(errors='backslashreplace')))
         return False
 
     def note(self,
@@ -102,8 +102,8 @@ class RunFolder:
         text:str, # Lines, printable
         file=None, # None is the output stream
     )->None:
-        "Print, and add to the log."
-        print(text, file=file or sys.stdout, flush=True)
+        "Print, and add to the log. A training does not end because its output cannot be written."
+        with self._writing('the output'): print(text, file=file or sys.stdout, flush=True)
         self.note(text)
 
     def record(self,

@@ -195,6 +195,8 @@ def _say_data(run, recipe, found:dict): # What will be learned from is the first
     for note in filter(None, [warning, balance_note(recipe, parts)]):
         run.say(printable(note), sys.stderr)
 
+_RECORDS = ('report.html', 'folds.json', 'history.csv', 'recipe.toml', 'log.txt')
+
 def _run(
     name:str, # For the announcement
     recipe, # With all changes
@@ -240,8 +242,8 @@ def _run(
         write_report(run, card, report, images, facts=card_facts(card), recipe=to_toml(recipe),
                      measured=measured)
         run.say(saved_line(card, publish(run.model, out, replace=replace)))
-        files = 'report.html, folds.json' if folds else 'report.html'
-        print(f'the run is in {run.folder}: {files}, history.csv, recipe.toml, log.txt', file=sys.stderr)
+        there = [name for name in _RECORDS if (run.folder/name).exists()]  # a full disk may lack some
+        print(f'the run is in {run.folder}: {", ".join(there)}', file=sys.stderr)
 
 # %% ../nbs/87_training.ipynb #87023aa
 def _choice(
@@ -325,11 +327,14 @@ def train(
 def _class_names(
     text:str|None, # Names with commas between them, or a text file with one per line
 )->list[str]|None: # None for None
-    "The names of classes, from a flag."
+    "The names of classes, from a flag. Raises `ConfigError` for a file that is not text."
     if text is None: return None
     try: is_file = Path(text).is_file()
     except OSError: is_file = False  # longer than a file name can be
-    parts = Path(text).read_text(encoding='utf-8-sig').splitlines() if is_file else text.split(',')
+    try: parts = Path(text).read_text(encoding='utf-8-sig').splitlines() if is_file else text.split(',')
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, 'strerror', None) or 'it is not text in UTF-8'
+        raise ConfigError(f'--classes {text} cannot be read: {reason}') from e
     return [part.strip() for part in parts if part.strip()]
 
 def _three_numbers(

@@ -307,6 +307,41 @@ def test_a_folder_that_may_not_be_written_is_the_fault(tmp_path, monkeypatch):
     assert "by hand" not in str(error.value)
 
 
+@pytest.mark.parametrize("place, remedy", [
+    ("file", "move away what is in the way"), ("file/below", "move away what is in the way"),
+    ("archive", "move away what is in the way"), ("loop", "choose another folder")])
+def test_what_is_in_the_way_is_named(tmp_path, monkeypatch, place, remedy):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+    (tmp_path / "file").touch()
+    (tmp_path / "archive" / Tiny.filename).mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DatasetUnavailable, match=f"cannot be put there: .*{remedy}") as error:
+        load_cifar("cifar10", "train", Settings(data_dir=tmp_path / place))
+    assert "permissions" not in str(error.value)
+
+
+def test_an_archive_that_may_not_be_removed_is_no_failure(tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+    (tmp_path / Tiny.filename).write_bytes(archive)
+
+    def denied(self, **options): raise PermissionError(1, "Operation not permitted", str(self))
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", denied)
+        assert len(load_cifar("cifar10", "train", Settings(data_dir=tmp_path))) == 20
+
+
+def test_a_limit_for_the_size_of_a_file_is_named(host, tmp_path, monkeypatch):
+    archive, Tiny, _ = tiny_archive()
+    official_is(Tiny, len(archive), monkeypatch)
+
+    def too_large(*args, **options): raise OSError(27, "File too large")
+    monkeypatch.setattr("cifar_nb.download.fetch_part", too_large)
+    with pytest.raises(DatasetUnavailable, match="File too large.*ulimit -f"):
+        load_cifar("cifar10", "train", Settings(data_dir=tmp_path))
+
+
 def test_a_full_disk_is_the_fault_and_the_part_goes(tmp_path, monkeypatch):
     archive, Tiny, _ = tiny_archive()
     official_is(Tiny, len(archive), monkeypatch)
@@ -339,6 +374,9 @@ def test_what_lies_there_is_named(tmp_path, monkeypatch):
     assert "is cifar-10-batches-py itself: name the folder above it" in said(folder)
     (folder / "data_batch_1").unlink()
     assert "data_batch_1 missing from cifar-10-batches-py" in said()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "cifar-10-python (1).tar.gz").write_bytes(archive)
+    assert "there is cifar-10-python (1).tar.gz, and what is needed is" in said(tmp_path / "new")
 
 
 def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
@@ -354,4 +392,7 @@ def test_a_certificate_of_ones_own_is_a_hint(tmp_path, monkeypatch):
     def untrusted(*args, **options):
         raise URLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
     monkeypatch.setattr("cifar_nb.download.urlopen", untrusted)
-    with pytest.raises(DatasetUnavailable, match="SSL_CERT_FILE"): fetch_cifar("cifar10", tmp_path)
+    with pytest.raises(DatasetUnavailable, match="set SSL_CERT_FILE"): fetch_cifar("cifar10", tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", "nowhere.pem")  # OpenSSL does not say so
+    with pytest.raises(DatasetUnavailable, match="nowhere.pem, which is not a file"):
+        fetch_cifar("cifar10", tmp_path)

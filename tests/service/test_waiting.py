@@ -91,3 +91,15 @@ def test_the_health_check_notices_a_model_that_is_stuck():
         finally: held.go.set()
         assert first.result().status_code == 200
         until(lambda: health().status_code == 200, 10)
+
+
+class Quits(Held):
+    "A network of one's own whose code ends the process."
+    def answers(self, *args, **options): raise SystemExit
+
+
+def test_a_network_that_calls_exit_fails_its_images_and_not_the_service():
+    quits = Quits()
+    with served(create_app(ServiceSettings(backend="eager"), quits)) as url:
+        assert [send(url).status_code for _ in range(3)] == [500] * 3
+        assert "failed on the last 3 batches" in httpx.get(f"{url}/health", timeout=10).json()["detail"]

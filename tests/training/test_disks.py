@@ -53,7 +53,7 @@ def test_nothing_is_trained_twice_after_making_room(tmp_path, monkeypatch):
     out = tmp_path / "m.safetensors"
     refuse(monkeypatch, 2)
     recipe = find_recipe("simple", **RECIPE)
-    with pytest.raises(ConfigError, match="nothing is trained twice"):
+    with pytest.raises(ConfigError, match="it goes on from the checkpoint"):
         run_recipe(recipe, out, Settings(device="cpu"))
     trained = []
     run_recipe(recipe, out, Settings(device="cpu"), on_epoch=trained.append)
@@ -66,6 +66,22 @@ def test_an_output_on_a_full_disk(words):
     with open("/dev/full", "w", encoding="utf-8") as full: done = command(*words.split(), stdout=full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "cifar-nb: output: No space left on device"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_training_goes_on_when_its_output_cannot_be_written(tmp_path):
+    "The log of a long training may fill a disk that is not the one with the model."
+    out = tmp_path / "m.safetensors"
+    words = "train --data synthetic --epochs 1 --batch-size 200 --set held_out=.9 --device cpu --out"
+    with open("/dev/full", "w", encoding="utf-8") as full: done = command(*words.split(), out, stdout=full)
+    assert done.returncode == 1 and read_model(out)[1].epochs == 1
+    assert done.stderr.count("the output cannot be written: No space left on device") == 1
+    assert "valid" in (tmp_path / "runs" / "m-0001" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_names_of_classes_that_are_not_text(image):
+    done = command("import", image, "--architecture", "resnet18", "--classes", image)
+    assert done.returncode == 2 and "cannot be read: it is not text in UTF-8" in done.stderr
 
 
 def test_a_reader_that_stops_early_is_no_error():
