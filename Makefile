@@ -1,7 +1,7 @@
 # Every target sets itself up in .venv; a second run costs no second set-up.
 PYTHON ?= python3
 # Colab has Python 3.13; any other shows nearly as much
-COLAB_PYTHON ?= $(firstword $(foreach name,python3.13 $(PYTHON),$(shell command -v $(name))))
+COLAB_PYTHON ?= $(firstword $(foreach name,python3.13 $(PYTHON),$(shell $(name) -c 'import sys; print(sys.executable)' 2>/dev/null)))
 VENV   ?= .venv
 COLAB_VENV  ?= .venv-colab
 NBDEV3_VENV ?= .venv-nbdev3

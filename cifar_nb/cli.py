@@ -9,12 +9,15 @@ __all__ = ['app', 'model_commands', 'commands', 'evaluate', 'predict', 'samples'
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 
 def _on_stop(leave:Callable[[int], Any]):
     "Until the service listens itself, SIGINT and SIGTERM end the process without a failure."
+    # Only the main thread may set them, and some programs run a notebook in another one
+    if threading.current_thread() is not threading.main_thread(): return
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda *_: leave(0))
     if not hasattr(signal, 'SIGHUP'): return
     # No model has been read yet that could be out of date. A worker imports this too, but it holds SIGHUP
