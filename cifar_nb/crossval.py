@@ -89,8 +89,9 @@ def fold_parts(
     fold = Dataset(recipe.data, dict(train=rest, test=held).__getitem__)
     try: train,valid = split_data(recipe, fold)
     except DatasetError as e:
-        raise DatasetError(f'fold {i+1} of {int(folds.max())+1}: {e}; '
-                           'or use --held-out 0, which keeps the last epoch') from e
+        enough = recipe.batch_size <= len(rest)
+        advice = '; or use --held-out 0, which keeps the last epoch'*enough
+        raise DatasetError(f'fold {i+1} of {int(folds.max())+1}: {e}{advice}') from e
     return FoldParts(train, valid, held)
 
 def plan_folds(
