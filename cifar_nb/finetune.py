@@ -180,7 +180,7 @@ def try_sizes(
 
 # %% ../nbs/86_finetune.ipynb #9291f048
 MINUTES = 10.  # Of training, when nothing else is said
-FEWEST_EPOCHS = 5
+FEWEST_EPOCHS = 10
 
 @dataclass
 class Choice:
@@ -201,7 +201,7 @@ class Choice:
                  f'{sample.side} pixels or more on the shorter side', str(Table(header, rows)), self.note,
                  f'chosen: {best.name} at {best.recipe.size} pixels, {self.recipe.epochs} epochs, about '
                  f'{duration(best.seconds*self.recipe.epochs)} of training']
-        if best.known: lines.append('(the fastest whose features are within one standard error of the best)')
+        if best.known: lines.append('(the largest size whose features are not measurably worse)')
         return '\n'.join(filter(None, lines))
 
 def _freeze(recipe:Recipe, fixed:Collection[str], settings:Settings)->Recipe:
@@ -214,10 +214,10 @@ def _freeze(recipe:Recipe, fixed:Collection[str], settings:Settings)->Recipe:
 
 # %% ../nbs/86_finetune.ipynb #79a83a18
 def _best(trials:list[Trial], n:int)->Trial:
-    "The fastest that is within one standard error of the best; the first where none was probed."
+    "Of those within one standard error of the best the largest, and of several of that size the fastest."
     top = max(trial.known or 0. for trial in trials)
     least = top - (top*(1-top)/n)**.5
-    return min((t for t in trials if (t.known or 0.) >= least), key=lambda trial: trial.seconds)
+    return min((t for t in trials if (t.known or 0.) >= least), key=lambda t: (-t.recipe.size, t.seconds))
 
 # %% ../nbs/86_finetune.ipynb #9a9c1f95
 def choose_recipe(

@@ -153,6 +153,8 @@ class FolderParts:
     def _learnable(self)->ImageFiles: # What may be learned from
         if 'classes' in self.folders:
             return list_images(*self.folders['classes'], alike=bool(named_parts(self.name)))
+        if 'train' not in self.folders:
+            raise DatasetError(f'{self.name} has no images to train on, or to choose by: add train=DIR')
         found = list_images(*self.folders['train'])
         # What is next to the parts
         if not named_parts(self.name): class_folders(Path(os.path.expanduser(self.name)), found.left_out)
@@ -188,7 +190,8 @@ class FolderParts:
         if part == 'train' or part not in self.folders:
             return self._learnable if 'test' in self.folders else self._divided[part == 'test']
         if any(class_folders(folder) for folder in self.folders[part]):
-            return list_images(*self.folders[part], classes=self._learnable.classes)
+            known = self._learnable.classes if 'train' in self.folders else ()  # a test part may be alone
+            return list_images(*self.folders[part], classes=known)
         raise _without_classes(self.folders, part)
 
 # %% ../nbs/16_folders.ipynb #c7683f2a

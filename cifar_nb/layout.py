@@ -142,8 +142,10 @@ def named_parts(
         if not folder or not path.is_dir():
             raise DatasetError(f'{name}: there is no folder {folder!r} for {word}')
         parts.setdefault(SPLIT_NAMES.get(word, word), []).append(path)
-    if not parts or 'train' in parts and 'classes' not in parts or [*parts] == ['classes']: return parts
-    raise DatasetError(f'{name}: use train=DIR with test=DIR or valid=DIR, or classes=DIR alone')
+    alone = [*parts] in (['classes'], ['test'])
+    if not parts or alone or 'train' in parts and 'classes' not in parts: return parts
+    raise DatasetError(f'{name}: use train=DIR with test=DIR or valid=DIR; classes=DIR alone; '
+                       'or test=DIR alone to evaluate a model on all its images')
 
 # %% ../nbs/07_layout.ipynb #07pla01
 def without_places(

@@ -148,6 +148,10 @@ def _lines(report, point)->list[str]: # For people
     if n < 50:
         lines.append(f'only {n} validation images of {point.class_name!r}: on new ones it may find as few as '
                      f'{low:.0%}; hold out more of them (--held-out), or give more with --data')
+    others = point.false_alarms.images
+    if n < 50 and others > 2*n and point.goal.startswith('to find'):
+        lines.append(f'there are {others:,} images of other classes to choose by: '
+                     f'--false-alarms {point.class_name}=0.03 says it as often as they allow')
     return lines
 
 _RECALL = 'Find at least this fraction of a class, such as defect=0.99'

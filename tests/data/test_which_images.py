@@ -55,6 +55,19 @@ def trees(tmp_path_factory):
     return root, model
 
 
+def test_a_folder_can_be_measured_as_a_whole(trees):
+    root, model = trees
+    code, out, said = run("evaluate", model, "--data", f"test={root}", "--skip-broken", "--json")
+    assert code == 0 and json.loads(out)["images"] == sum(1 for _ in root.rglob("*.png")) - 1
+    assert "sets aside" not in said
+    code, out, said = run("evaluate", model, "--data", root, "--skip-broken", "--json")
+    assert code == 0 and json.loads(out)["images"] < 60 and f"--data test={root} takes all" in said
+    other = root.parent / "x.safetensors"
+    for command in (["train", "--out", other], ["threshold", model, "--recall", "oak=.9"]):
+        code, _, said = run(*command, "--data", f"test={root}")
+        assert code == 3 and said.endswith("has no images to train on, or to choose by: add train=DIR")
+
+
 def test_the_card_counts_what_was_left_out(trees):
     root, model = trees
     assert read_card(model).left_out == 1

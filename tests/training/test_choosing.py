@@ -129,10 +129,18 @@ def take_time(monkeypatch, seconds):
 
 def test_the_time_decides_on_the_epochs(tiny, start, monkeypatch):
     take_time(monkeypatch, 10)
-    for minutes, expected in ((10, (20, False)), (2, (12, False)), (.5, (9, True))):
+    for minutes, expected in ((10, (20, False)), (2, (12, False)), (.8, (14, True))):
         choice = choose_recipe(asked(tiny, start=start), minutes, CPU, fixed=["start"])
         assert (choice.recipe.epochs, choice.recipe.freeze) == expected
         assert 60 * minutes >= choice.recipe.epochs * choice.best.seconds
+
+
+def test_more_pixels_where_the_features_are_as_good(large, start, monkeypatch):
+    "Training all layers gains more from detail than a probe of the features can show."
+    monkeypatch.setattr(chooser, "_probe", lambda *args: .9)
+    for seconds, size in ((1, 64), (20, 32)):
+        take_time(monkeypatch, seconds)
+        assert choose_recipe(asked(large, start=start), 10, CPU, fixed=["start"]).recipe.size == size
 
 
 def test_a_time_that_is_too_short_says_what_fits(large, start, monkeypatch, tmp_path):
@@ -140,8 +148,8 @@ def test_a_time_that_is_too_short_says_what_fits(large, start, monkeypatch, tmp_
     code, printed, said = train(large, tmp_path / "x.safetensors", start, "--minutes", .1)
     assert (code, printed) == (2, "") and not list(tmp_path.rglob("*.safetensors"))
     line = said.splitlines()[-1]
-    assert "0.1 min of training are too few for 5 epochs" in line and "use --minutes 0.4" in line
-    assert choose_recipe(asked(large, start=start), .4, CPU, fixed=["start"]).recipe.epochs == 7
+    assert "0.1 min of training are too few for 10 epochs" in line and "use --minutes 0.7" in line
+    assert choose_recipe(asked(large, start=start), .7, CPU, fixed=["start"]).recipe.epochs == 12
     with pytest.raises(ConfigError, match="use --minutes 3.7"):
         choose_recipe(asked(large, start=start, freeze=False), .1, CPU, fixed=["start", "freeze", "epochs"])
     for minutes in (0, -1, float("nan"), float("inf")):
