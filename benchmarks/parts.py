@@ -22,8 +22,8 @@ from cifar_nb.evaluate import wilson_interval
 
 COMMANDS = (
     "data photos --skip-broken",
-    "train --recipe finetune --data photos --skip-broken",
-    "threshold models/finetune.safetensors --recall defect=0.99",
+    "train --recipe finetune --data photos --skip-broken --minutes 4",
+    "threshold models/finetune.safetensors --false-alarms defect=0.03",
     "predict fresh --model models/finetune.safetensors --csv answers.csv",
 )
 N_FRESH = 500

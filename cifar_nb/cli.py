@@ -133,8 +133,9 @@ def evaluate(
     name,dataset = open_data(predictor.card, data, settings, group)
     if table or mistakes: check_outputs(table, mistakes, name)
     if data and not dataset.has_test:
-        print(printable(f'measured on the test images that a split of {data} sets aside; of a folder that the '
-                        f'model does not know, --data test={data} takes all'), file=sys.stderr)
+        print(printable(f'measured on the test images that a split of {data} sets aside; '
+                        f'of a folder that the model does not know, --data test={data} takes all'),
+              file=sys.stderr)
     report = measure_as_served(predictor, dataset.test, name)
     warn_if_learned(find_model(model, settings), dataset.test)
     if table or mistakes: write_outputs(table, mistakes, report, dataset.test)
