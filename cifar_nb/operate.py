@@ -151,7 +151,7 @@ def _lines(report, point)->list[str]: # For people
     others = point.false_alarms.images
     if n < 50 and others > 2*n and point.goal.startswith('to find'):
         lines.append(f'there are {others:,} images of other classes to choose by: '
-                     f'--false-alarms {point.class_name}=0.03 says it as often as they allow')
+                     f'--false-alarms {point.class_name}=0.01 says it as often as they allow')
     return lines
 
 _RECALL = 'Find at least this fraction of a class, such as defect=0.99'
