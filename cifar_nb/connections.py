@@ -47,6 +47,12 @@ class _RefusingConnection(HttpToolsProtocol):
             if isinstance(why, HTTPException): self.refuse(why.status_code, why.detail, 'a limit')
             else: self.refuse(400, 'this is not a valid HTTP request', repr(why or e)[:200])
 
+    def end_after_answer(self):
+        "Close the connection after the answer to this request, which says so."
+        self.cycle.keep_alive = False
+        # uvicorn before 0.53 says it only where the client did
+        self.cycle.scope['headers'].append((b'connection', b'close'))
+
     def refuse(self, status:int, detail:str, cause:str):
         "Let the application answer with `status`, then close. Nothing more is read."
         if self.refused: return
@@ -55,7 +61,7 @@ class _RefusingConnection(HttpToolsProtocol):
         elif self.cycle.response_complete: return self.transport.close()
         scope:Any = self.cycle.scope
         scope['refused'] = status, detail, cause
-        self.cycle.keep_alive = False
+        self.end_after_answer()
         self.cycle.message_event.set()
 
     def _begin_unread(self):
@@ -77,11 +83,11 @@ class Connection(_RefusingConnection):
 
     def on_headers_complete(self):
         super().on_headers_complete()
-        if self.ending: self.cycle.keep_alive = False
+        if self.ending: self.end_after_answer()
 
     def shutdown(self):
         self.ending = True
-        if self.cycle is not None and not self.cycle.response_complete: self.cycle.keep_alive = False
+        if self.cycle is not None and not self.cycle.response_complete: self.end_after_answer()
         else: self.loop.call_later(.5, self._close_if_idle)
 
     def _close_if_idle(self):
