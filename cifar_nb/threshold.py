@@ -25,7 +25,9 @@ def sweep(
     label = report.classes.index(name)
     p = report.probabilities[:,label].double()
     edges = torch.cat([torch.zeros(1).double(), p.unique(), torch.ones(1).double()])
-    thresholds = (edges[:-1]+edges[1:])/2
+    low,high = edges[:-1],edges[1:]
+    middle = ((low.logit()+high.logit())/2).sigmoid()
+    thresholds = torch.where((low > 0) & (high < 1), middle, (low+high)/2)  # 0 and 1 have no logit
     def at_least(scores): return len(scores) - torch.searchsorted(scores.sort().values, thresholds)
     mine = report.labels == label
     return thresholds,at_least(p[mine]),at_least(p[~mine])
