@@ -79,17 +79,20 @@ def _first_shown(
     animated = image.format in ('GIF', 'PNG', 'WEBP', 'AVIF') and getattr(image, 'is_animated', False)
     if not animated: return image,None
     if n < 2 or image.tell() or not _is_blank(image): return image,image.tell()+1
+    blank = image.copy()
     try:
         for frame in range(1, n):
             image.seek(frame)
+            # A frame of a GIF may be larger than the canvas, which then grows and stays so
+            if n*image.width*image.height > MAX_DECODED: break
             image.load()
             if not _is_blank(image): return image.copy(),frame+1
     except Exception:  # There are no more frames, or they are damaged
         pass
     finally:
         if image.tell(): image.seek(0)
-        image.load()
-    return image,1
+        if image.size == blank.size: image.load()
+    return (image if image.size == blank.size else blank),1
 
 # %% ../nbs/15_photos.ipynb #15anim4
 def _decode(image:Image.Image)->tuple[Image.Image, int|None]: # Upright, in any mode; the frame

@@ -158,7 +158,7 @@ def test_folders_of_a_part_are_put_together(tmp_path, write):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("test={root}/a", "use train=DIR with"),
+    ("valid={root}/a", "use train=DIR with"),
     ("train={root}/a,classes={root}/a", "use train=DIR with"),
     ("train=", "there is no folder ''"),
     ("train={root}/a,test={root}/nowhere", "there is no folder .*nowhere' for test"),
