@@ -1,10 +1,9 @@
 "Recipes for rare classes: what is suggested, trained, recorded, resumed and refused."
 import pytest
 import torch
+from tools.command import run
 from tools.parts import parts_folder
-from typer.testing import CliRunner
 
-from cifar_nb.cli import app
 from cifar_nb.core import CifarNbError, Settings
 from cifar_nb.experiment import run_recipe
 from cifar_nb.folders import load_dataset
@@ -22,17 +21,6 @@ KINDS = {
     "mixed": dict(architecture="speed_net", model=dict(widths=[8, 8]), batch_size=16, epochs=2, mix="cutmix"),
     "speed": dict(kind="speed", widths=(8, 8), batch_size=16, accumulate=2, epochs=3)}
 WAYS = "weights", "sampling"
-
-
-def run(*args):
-    "Exit code, output, and what went to the error stream, where an error is one line."
-    done = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = done.exception
-    if isinstance(error, CifarNbError):
-        assert "\n" not in str(error)
-        return error.exit_code, done.stdout, f"{done.stderr}{error}\n"
-    if error and not isinstance(error, SystemExit): raise error
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools.command import run
 from tools.files import two_classes
 from typer.testing import CliRunner
 
 import cifar_nb.finetune as chooser
 from cifar_nb.cli import app
-from cifar_nb.core import CifarNbError, ConfigError, DatasetError, Settings
+from cifar_nb.core import ConfigError, DatasetError, Settings
 from cifar_nb.datasets import training_keys
 from cifar_nb.finetune import choose_recipe
 from cifar_nb.images import synthetic
@@ -64,17 +65,6 @@ def start(tmp_path_factory):
 def asked(folder, **changes):
     changes = {key: str(value) if key == "start" else value for key, value in changes.items()}
     return find_recipe("finetune", data=str(folder), batch_size=8, precision="float32", **changes)
-
-
-def run(*args):
-    "Exit code, output, and what went to the error stream, where an error is one line."
-    done = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = done.exception
-    if isinstance(error, CifarNbError):
-        assert "\n" not in str(error)
-        return error.exit_code, done.stdout, f"{done.stderr}{error}\n"
-    if error and not isinstance(error, SystemExit): raise error
-    return done.exit_code, done.stdout, done.stderr
 
 
 def train(folder, out, start, *more):

@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
+from tools.command import run
 
 import cifar_nb.crossval
 import cifar_nb.runs
-from cifar_nb.cli import app
-from cifar_nb.core import CifarNbError, DatasetError, TrainingDiverged
+from cifar_nb.core import DatasetError, TrainingDiverged
 from cifar_nb.datasets import split_by_hash
 from cifar_nb.folders import load_dataset
 from cifar_nb.folds import assign_folds
@@ -23,17 +22,6 @@ from cifar_nb.modelfile import read_card, read_model, read_trained_keys
 GROUP = r"(\w+)_\d"
 SMALL = ["--epochs", 2, "--batch-size", 8, "--held-out", .2, "--size", 16, "--precision", "float32",
          "--device", "cpu"]
-
-
-def run(*args):
-    "Exit code, output, and what went to the error stream, where an error is one line."
-    done = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = done.exception
-    if isinstance(error, CifarNbError):
-        assert "\n" not in str(error)
-        return error.exit_code, done.stdout, f"{done.stderr}{error}\n"
-    if error and not isinstance(error, SystemExit): raise error
-    return done.exit_code, done.stdout, done.stderr
 
 
 def train(data, out, *more): return run("train", "--data", data, *SMALL, "--out", out, *more)

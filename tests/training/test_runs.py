@@ -8,12 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from tools.command import run
 from tools.files import two_classes
-from typer.testing import CliRunner
 
 import cifar_nb.runs
-from cifar_nb.cli import app
-from cifar_nb.core import CifarNbError
 from cifar_nb.judge import paired_test
 from cifar_nb.modelfile import read_card, read_model
 from cifar_nb.recipes import find_recipe, from_toml
@@ -21,17 +19,6 @@ from cifar_nb.runs import make_numbered
 
 SMALL = ["--set", "architecture=speed_net", "--set", "model.widths=[8,8]", "--batch-size", 16,
          "--held-out", .2, "--precision", "float32", "--device", "cpu"]
-
-
-def run(*args):
-    "Exit code, output, and what went to the error stream, where an error is one line."
-    done = CliRunner().invoke(app, [str(arg) for arg in args])
-    error = done.exception
-    if isinstance(error, CifarNbError):
-        assert "\n" not in str(error)
-        return error.exit_code, done.stdout, f"{done.stderr}{error}\n"
-    if error and not isinstance(error, SystemExit): raise error
-    return done.exit_code, done.stdout, done.stderr
 
 
 def train(data, out, *more, epochs=1):
