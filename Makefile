@@ -33,7 +33,7 @@ $(VENV)/.notebooks: $(VENV)/.package
 serve: $(VENV)/.package  ## Serve the bundled model at http://127.0.0.1:8000 (ARGS="--port 8080" and other flags)
 	$(BIN)/cifar-nb serve $(ARGS)
 
-lab: $(VENV)/.notebooks  ## Open the notebooks in JupyterLab (CIFAR_NB_SCALE=quick make lab: each takes less than two minutes)
+lab: $(VENV)/.notebooks  ## Open the notebooks in JupyterLab (CIFAR_NB_SCALE=quick make lab: on less of the data)
 	$(BIN)/jupyter lab $(ARGS) nbs
 
 train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--recipe speed94")
