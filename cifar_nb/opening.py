@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from .core import ImageError
 from cifar_nb.imagefile import (
@@ -55,7 +55,8 @@ def _refuse_bombs(
     max_pixels:int,
 ):
     "Raises `TooManyPixels` or `TooCostly` for an image that would take too much memory or time."
-    _refuse_size(kind, *image.size, max_pixels)
+    # While a JPEG is decoded, every number of every pixel may take two bytes; CMYK has four of them
+    _refuse_size(kind, *image.size, 3*max_pixels//4 if image.mode == 'CMYK' else max_pixels)
     n_pixels = image.width*image.height
     n_scans = data.count(b'\xff\xda\0') if kind == 'JPEG' else 0
     if n_scans > _MAX_SCANS or n_scans*n_pixels > _MAX_SCANNED:
@@ -145,10 +146,9 @@ def _finish_jpeg(file:BinaryIO)->Image.Image: # Decoded
     file.seek(0)
     data = file.read()
     image = _with_end(data)
-    pixels = np.asarray(image).reshape(image.width*image.height, -1)
-    # CMYK is stored the other way round, so its grey is 127
-    filled = ((pixels == 128) | (pixels == 127)).all(1)
-    if filled.mean() > .02 and image.tobytes() != _with_end(data, bytes(range(1, 200))).tobytes():
+    # Grey is 128, and 127 in CMYK, which is stored the other way round. Smaller numbers wrap to large ones
+    filled = (np.asarray(image)-np.uint8(127) < 2).reshape(image.width*image.height, -1).all(1)
+    if filled.mean() > .02 and ImageChops.difference(image, _with_end(data, bytes(range(1, 200)))).getbbox():
         raise OSError('image file is truncated')
     return image
 

@@ -154,7 +154,7 @@ def damage_image(rng, data, other):
         elif change < 7: data = cut(rng, data)
         elif change < 8: data = join(rng, data, other)
         else: data = mutate(rng, data, other or b"\0")
-    return data
+    return data[:10_000_000]  # as much as a request may have
 
 
 def image_seeds():

@@ -581,6 +581,10 @@ def jpeg_progressive(): return saved(Image.new("RGB", (SIDE, SIDE)), "JPEG", pro
 
 
 @hostile
+def jpeg_progressive_cmyk(): return saved(Image.new("CMYK", (SIDE, SIDE)), "JPEG", progressive=True)
+
+
+@hostile
 def jpeg_progressive_scans():
     "Ninety scans of a code that says: nothing in the next 32,767 blocks."
     blocks = (-(-SIDE // 8))**2
