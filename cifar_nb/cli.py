@@ -82,6 +82,20 @@ def commands(version:_Version=False):
 
     Each setting is also an environment variable, CIFAR_NB_…; flags win."""
 
+# %% ../nbs/97_cli.ipynb #97words1
+_GUESSES = {
+    'finetune': 'train FOLDER', 'fit': 'train FOLDER', 'check': 'data FOLDER --check',
+    'download': 'data cifar10', 'test': 'evaluate MODEL', 'eval': 'evaluate MODEL',
+    'classify': 'predict IMAGE --model MODEL', 'infer': 'predict IMAGE --model MODEL',
+    'run': 'serve MODEL', 'start': 'serve MODEL', 'show': 'info MODEL'}
+
+def _advise(word:str, wanted:str): # Add one of them
+    @app.command(word, hidden=True, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+    def advise():
+        raise ConfigError(f'there is no command {word!r}: type cifar-nb {wanted}')
+
+for _guess,_wanted in _GUESSES.items(): _advise(_guess, _wanted)
+
 # %% ../nbs/97_cli.ipynb #97evalaa
 def _numbers(report)->dict: # For JSON
     from cifar_nb.evaluate import confusion
@@ -156,10 +170,17 @@ def _one_line(answer)->str: # Such as "OK 91.0%, defect 9.0%  -> defect  (unfami
 
 # %% ../nbs/97_cli.ipynb #97predaa
 _FILES = ('Images (JPEG, PNG, TIFF and others), folders of images, patterns such as "new/*.jpg", '
-          'or @LIST, a text with one path per line')
+          'or @LIST, a text with one path per line; a model before them is the same as --model')
 _ANSWERS = 'Write one row per image (path, prediction, confidence, error) instead of printing lines'
 _AnswersCsv = Annotated[str|None, typer.Option(
     '--csv', metavar='FILE', help=_ANSWERS, callback=not_empty('a file that ends in .csv'))]
+
+def _split_model(files:list[str], model:str|None)->tuple[list[str], str|None]: # Images, and the model
+    "A model may stand before the images, as it may behind other commands."
+    from cifar_nb.modelfile import bundled_models
+    first,*others = files
+    is_model = first.endswith('.safetensors') or first in bundled_models() and not Path(first).exists()
+    return (others, one_of(first, model, '--model')) if others and is_model else (files, model)
 
 def _show(file, answer, as_json:bool):
     "One answer as a line, or as JSON."
@@ -177,7 +198,7 @@ def _complain(file, error):
 # %% ../nbs/97_cli.ipynb #97predbb
 @model_commands.command()
 def predict(
-    files:Annotated[list[str], typer.Argument(metavar='FILE…', help=_FILES)],
+    files:Annotated[list[str], typer.Argument(metavar='[MODEL] FILE…', help=_FILES)],
     model:Model=None,
     architecture:Architecture=None,
     top_k:Annotated[int, typer.Option(min=1, help='How many classes to list')]=3,
@@ -188,6 +209,7 @@ def predict(
     "Say what is in the images."
     from cifar_nb.listing import named_files
     from cifar_nb.predict import PREDICTED, Predictor, predict_files, predicted_row
+    files,model = _split_model(files, model)
     wanted = named_files(files)
     if table: check_csv(table, PREDICTED)
     predictor = Predictor.load(model, read_settings(architecture=architecture, device=device))

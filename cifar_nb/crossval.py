@@ -47,6 +47,7 @@ from .parts import build_parts
 from .records import AnyRecipe, Start
 from .rescue import as_saved, refuse_dead, save_or_rescue, train_to_best
 from .runs import RunFolder
+from .threshold import Goal
 
 # %% ../nbs/83_crossval.ipynb #83008fo
 def join_images(
@@ -293,6 +294,7 @@ def run_folds(
     k:int, # Folds
     *,
     half:bool=False, # Save 16-bit weights
+    goal:Goal|None=None, # Of an operating point, to be chosen by what the models of the folds said
     on_data:Callable=lambda parts: None, # Sees the images by part, before training
 )->FoldedRun:
     """Cross-validate, then train one model on all images and save it as the model of the run.
@@ -323,7 +325,7 @@ def run_folds(
     trained_on = dict(rule='all training images', folds=k, validation=digest_images(images))
     outcome = Outcome(
         trained.epochs, None if test is None else report, pooled, kept_epoch=trained.kept,
-        kept_by=f'median of the epochs that {k} folds kept', folds=scores,
+        kept_by=f'median of the epochs that {k} folds kept', folds=scores, goal=goal,
         left_out=sum(data.skipped.values()))
     card = make_card(recipe, images, trained.stats, outcome, revision=revision,
                      trained_on=None if keys is None else dict(trained_on, images=len(keys)))

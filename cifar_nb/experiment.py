@@ -31,7 +31,8 @@ from .parts import build_parts
 from .recipes import find_recipe, with_changes
 from .records import AnyRecipe, Start
 from .rescue import as_saved, lock_run, refuse_dead, save_or_rescue, train_to_best
-from .trust import calibrate
+from .threshold import Goal
+from .trust import calibrate, calibrated
 
 # %% ../nbs/81_experiment.ipynb #03702629
 def split_data(
@@ -105,11 +106,11 @@ class Outcome:
     plan:tuple[int, ...] = ()  # Epochs planned, at first and after each change
     left_out:int = 0  # Image files that could not be read
     folds:FoldScores|None = None  # Of cross-validation, whose images are then `valid`
+    goal:Goal|None = None  # Of an operating point, to be chosen on `valid`
 
 # %% ../nbs/81_experiment.ipynb #81061aa
 def _choices(recipe:AnyRecipe)->dict: # For a card: no folder of this machine
-    choices = recipe.model_dump(mode='json')
-    choices['data'] = dataset_name(recipe.data)
+    choices = recipe.model_dump(mode='json') | dict(data=dataset_name(recipe.data))
     start = choices.get('start', '')
     if start:
         choices['start'] = Path(start).stem
@@ -131,6 +132,7 @@ def make_card(
     "Everything that a model file says about itself."
     valid,six_views = outcome.valid,outcome.six_views
     temperature = calibrate(valid) if valid else 1.
+    point = outcome.goal.choose_at_end(calibrated(valid, temperature)) if outcome.goal and valid else None
     familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
@@ -141,8 +143,8 @@ def make_card(
         validation_accuracy=valid.accuracy if valid else None, revision=revision,
         test_accuracy=outcome.test.accuracy if outcome.test else None, folds=outcome.folds,
         test_accuracy_tta=six_views.accuracy if six_views else None,
-        temperature=temperature, confidence_threshold=familiar, versions=library_versions(),
-        provenance=provenance_of(recipe.architecture))
+        temperature=temperature, confidence_threshold=familiar, operating_point=point,
+        versions=library_versions(), provenance=provenance_of(recipe.architecture))
 
 # %% ../nbs/81_experiment.ipynb #4f4b58fa
 def checkpoint_path(
@@ -209,7 +211,7 @@ def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
     return dict(valid=valid, test=test, six_views=report(SixViews(model, margin), measured['test']))
 
 # %% ../nbs/81_experiment.ipynb #7c2cc696
-def _run(recipe, out, settings, *, half, keep, on_data, on_epoch):
+def _run(recipe, out, settings, *, half, keep, goal, on_data, on_epoch):
     device,revision = best_device(settings.device),source_revision()
     recipe = settle_precision(recipe, device, checkpoint_path(out))
     recipe,start = recipe.open_start(settings)
@@ -225,8 +227,8 @@ def _run(recipe, out, settings, *, half, keep, on_data, on_epoch):
     model = as_saved(parts.model, half)
     kept_by = parts.stopper.reason if parts.stopper and parts.stopper.epoch else 'last epoch'
     tested = _test(model, report, measured, parts.six_views)
-    outcome = Outcome(epochs, kept_epoch=kept, kept_by=kept_by, plan=tuple(checkpoint.plan), **tested)
-    outcome.left_out = sum(data.skipped.values())
+    outcome = Outcome(epochs, kept_epoch=kept, kept_by=kept_by, plan=tuple(checkpoint.plan), goal=goal,
+                      left_out=sum(data.skipped.values()), **tested)
     keys = known_keys(train, start)
     rule = dict(rule='content hash', salts=['test', 'validation'], held_out=recipe.held_out)
     trained_on = None if keys is None else dict(rule, images=len(keys), validation=digest_images(valid))
@@ -244,9 +246,9 @@ def run_recipe(
     out:Path, # The model file to write; the checkpoint is next to it
     settings:Settings, # Where data is, and what to compute on
     *,
-    fresh:bool=False, # Start over even if there is a checkpoint
     half:bool=False, # Save 16-bit weights; what is tested is what is saved
     keep:bool=False, # Keep the checkpoint at the end, so that epochs can be added later
+    goal:Goal|None=None, # Of an operating point, to be chosen on the validation images
     on_data:Callable=lambda parts: None, # Sees the images by part, before training
     on_epoch:Callable=lambda history: None, # Sees the history after each epoch
 )->tuple[ModelCard, Report]: # The card, and the report on the test images
@@ -254,6 +256,5 @@ def run_recipe(
 
     Raises a `CifarNbError` that says what to do: `ConfigError` or `DatasetError` for what cannot be trained,
     `ModelError` for an unusable start or checkpoint, `TrainingDiverged` (the best epoch may be saved)."""
-    with lock_run(out):
-        if fresh: checkpoint_path(out).unlink(missing_ok=True)
-        return _run(recipe, out, settings, half=half, keep=keep, on_data=on_data, on_epoch=on_epoch)
+    options = dict(half=half, keep=keep, goal=goal, on_data=on_data, on_epoch=on_epoch)
+    with lock_run(out): return _run(recipe, out, settings, **options)

@@ -129,7 +129,9 @@ class Trial:
 NETWORK_KEYS = {'start', 'architecture', 'model'}  # Each of them, or a key below it, says which network
 
 def _networks(recipe:Recipe, fixed:Collection[str], sample:Sample, settings:Settings)->tuple[list, str]:
-    "Recipes that differ in what they start from, and a note on what is missing."
+    "Recipes that differ in what they start from, with smaller batches for few images, and a note."
+    n_batch = min(recipe.batch_size, max(2, sample.n_train//4))
+    if 'batch_size' not in fixed: recipe = recipe.model_copy(update=dict(batch_size=n_batch))
     if NETWORK_KEYS & {key.partition('.')[0] for key in fixed}: return [recipe],''
     found,note = [],''
     for name in ('cifar10', 'cifar100'):
@@ -196,13 +198,13 @@ class Choice:
         sample,best = self.sample,self.best
         rows = [[t.name, t.recipe.size, f'{t.seconds:.3g}', int(60*self.minutes/t.seconds),
                  '' if t.known is None else f'{t.known:.1%}'] for t in self.trials]
-        header = 'network', 'pixels', 'seconds per epoch', f'epochs in {self.minutes:g} min', 'by features'
-        lines = [f'{sample.n_train:,} images of {len(sample.images.classes)} classes; half of them have '
-                 f'{sample.side} pixels or more on the shorter side', str(Table(header, rows)), self.note,
-                 f'chosen: {best.name} at {best.recipe.size} pixels, {self.recipe.epochs} epochs, about '
-                 f'{duration(best.seconds*self.recipe.epochs)} of training']
-        if best.known: lines.append('(the largest size whose features are not measurably worse)')
-        return '\n'.join(filter(None, lines))
+        header = 'network', 'pixels', 'seconds per epoch', f'epochs in {self.minutes:.3g} min', 'by features'
+        return '\n'.join(filter(None, [
+            f'{sample.n_train:,} images of {len(sample.images.classes)} classes; half of them have '
+            f'{sample.side} pixels or more on the shorter side', str(Table(header, rows)), self.note,
+            f'chosen: {best.name} at {best.recipe.size} pixels, {self.recipe.epochs} epochs, about '
+            f'{duration(best.seconds*self.recipe.epochs)} of training',
+            '(the largest size whose features are not measurably worse)' if best.known else '']))
 
 def _freeze(recipe:Recipe, fixed:Collection[str], settings:Settings)->Recipe:
     optimizer,start = recipe.optimizer,recipe.start
@@ -227,8 +229,7 @@ def choose_recipe(
     *,
     fixed:Collection[str]=(), # Keys that the user has set, which stay as they are
 )->Choice:
-    """Choose network, size and epochs by the images. Raises `ConfigError` when nothing fits into the time,
-    and `DatasetError` for images that cannot be read."""
+    "Choose network, size and epochs. Raises `ConfigError` when nothing fits into the time, `DatasetError`."
     if not 0 < minutes <= 100_000:
         raise ConfigError(f'--minutes {minutes:g}: give the time that the training may take, such as 10')
     settings = settings or Settings.read()
@@ -237,8 +238,7 @@ def choose_recipe(
     networks,note = _networks(recipe, fixed, sample, settings)
     if recipe.freeze: networks = [_freeze(net, fixed, settings) for net in networks]
     n_epochs = recipe.epochs if 'epochs' in fixed else min(recipe.epochs, FEWEST_EPOCHS)
-    limit = 60*minutes/n_epochs
-    trials:list[Trial] = []
+    limit,trials = 60*minutes/n_epochs,list[Trial]()
     def measure(networks):
         for net in networks:
             try: trials.extend(try_sizes(net, sample, limit, settings, device=device))

@@ -18,17 +18,20 @@ from typing import Annotated, Any, cast
 import typer
 
 from .core import ConfigError, DatasetError, Settings, Table, TrainingDiverged
+from .operate import FalseAlarms, Recall, read_goal
 from cifar_nb.shell import (
     A_DATA_SET,
     A_GROUP,
     A_MODEL,
     DataDir,
+    DataFirst,
     Device,
     Json,
     SkipBroken,
     find_network,
     new_app,
     not_empty,
+    one_of,
     read_settings,
 )
 from .text import printable
@@ -88,6 +91,12 @@ def _assignments(
         if not sign or not key:
             raise ConfigError(f'--set {key!r} sets nothing: write KEY=VALUE, such as --set optimizer.lr=0.01')
     return {key.strip(): value.strip() for key,_,value in pairs}
+
+def _recipe_for(changes:dict)->str: # Where no recipe is named
+    from cifar_nb.download import ARCHIVES
+    ours = changes.get('data', '') in ('', *ARCHIVES, 'synthetic')
+    network = any(key.startswith(('architecture', 'model')) for key in changes)  # not that of a start
+    return 'simple' if ours or network else 'finetune'
 
 def _choose_recipe(
     name:str|None, # Of a recipe, or a TOML file
@@ -171,11 +180,11 @@ def _choose_by_images(
     return choice.recipe,{'choice.json': json.dumps(kept, indent=1)}
 
 # %% ../nbs/87_training.ipynb #87021aa
-def _train(recipe, run, settings:Settings, *, folds:int, half:bool, on_data): # As `run_folds` returns it
+def _train(recipe, run, settings:Settings, *, folds:int, half:bool, goal, on_data): # A `FoldedRun`
     from cifar_nb.crossval import FoldedRun, run_folds
     from cifar_nb.experiment import run_recipe
     from cifar_nb.messages import epoch_line
-    if folds: return run_folds(recipe, run, settings, folds, half=half, on_data=on_data)
+    if folds: return run_folds(recipe, run, settings, folds, half=half, goal=goal, on_data=on_data)
     measured = {}
     def know(found):
         measured.update(found)
@@ -183,8 +192,24 @@ def _train(recipe, run, settings:Settings, *, folds:int, half:bool, on_data): # 
     def show(history):
         run.record(history.rows)
         run.say(epoch_line(history.rows, recipe))
-    found = run_recipe(recipe, run.model, settings, half=half, keep=True, on_data=know, on_epoch=show)
+    found = run_recipe(
+        recipe, run.model, settings, half=half, keep=True, goal=goal, on_data=know, on_epoch=show)
     return FoldedRun(*found, measured['test'], 'Test images')
+
+def _point_text(point, report)->str: # Report on the test images, or on those of the folds
+    from cifar_nb.threshold import measure_point
+    if not point: return ''
+    try: found,alarms = measure_point(report, point)
+    except ConfigError as e: return f'\n\n{point}; not measured: {e}'
+    return f'\n\n{point}\non the images above: finds {found}; false alarms {alarms}'
+
+def _check_goal(goal, found:dict): # Images by part, before the training
+    "Raises `ConfigError` where these images cannot choose an operating point."
+    if not goal: return
+    images = found['folds'] if 'folds' in found else found['validation']
+    if images is None:
+        raise ConfigError('an operating point needs validation images: use --held-out 0.2, or --folds 5')
+    goal.check(images)
 
 def _say_data(run, recipe, found:dict): # What will be learned from is the first part
     from cifar_nb.messages import balance_note, cut_warning, one_line
@@ -206,6 +231,7 @@ def _run(
     fresh:bool, # Do not resume
     folds:int, # Of cross-validation; 0 for none
     half:bool, # 16-bit weights
+    goal, # Of an operating point, a `Goal` or None
     replace:bool, # Even a better model
     choose:Callable|None=None, # Recipe to another one, and texts for the folder of the run by file name
 ):
@@ -230,15 +256,17 @@ def _run(
         if folds: run.rows = []  # those of a fold
         describe(run, to_toml(recipe))
         for file,text in texts.items(): run.keep(file, text)
-        def show_data(found): _say_data(run, recipe, found)
+        def show_data(found):
+            _check_goal(goal, found)
+            _say_data(run, recipe, found)
         try:
-            done = _train(recipe, run, settings, folds=folds, half=half, on_data=show_data)
+            done = _train(recipe, run, settings, folds=folds, half=half, goal=goal, on_data=show_data)
         except TrainingDiverged:
             if run.model.exists(): run.say(f'saved {publish(run.model, out, replace=replace)}')
             raise
         card,report,images,measured = done
         if folds: run.say(f'\n{measured} (the intervals below take images as independent):')
-        run.say(result_text(card, report))
+        run.say(result_text(card, report) + _point_text(card.operating_point, report))
         write_report(run, card, report, images, facts=card_facts(card), recipe=to_toml(recipe),
                      measured=measured)
         run.say(saved_line(card, publish(run.model, out, replace=replace)))
@@ -258,6 +286,7 @@ def _choice(
     return typer.Option(help=f'{text} [else {default}]', callback=callback, **more)
 
 _A_RECIPE = 'a name that `cifar-nb recipes` lists, or a TOML file'
+_BY_DATA = 'finetune for a folder, simple for other data'
 _FROM_CARD = 'Take the recipe from the card of a model, to make that model again'
 _NETWORK = 'A network of your own, FILE.py:CLASS, whose file is run; or one of ours by name'
 _START = "Start from the weights of this model, or from imagenet's; '' is random"
@@ -273,7 +302,8 @@ _REPLACE = 'Write the model file even where there is a better one, or one of oth
 # %% ../nbs/87_training.ipynb #87025aa
 @training_commands.command()
 def train(
-    recipe:Annotated[str|None, _choice('A' + _A_RECIPE[1:], 'simple', wanted=_A_RECIPE)]=None,
+    data_first:DataFirst=None,
+    recipe:Annotated[str|None, _choice('A' + _A_RECIPE[1:], _BY_DATA, wanted=_A_RECIPE)]=None,
     from_card:Annotated[str|None, _choice(_FROM_CARD, '--recipe', metavar='MODEL', wanted=A_MODEL)]=None,
     data:Annotated[str|None, _choice(A_DATA_SET, wanted=A_DATA_SET)]=None,
     architecture:Annotated[str|None, _choice(_NETWORK, wanted='FILE.py:CLASS')]=None,
@@ -290,6 +320,8 @@ def train(
     fit:Annotated[str|None, _choice(_FIT)]=None,
     group:Annotated[str|None, _choice(A_GROUP, metavar='REGEX')]=None,
     folds:Annotated[int, typer.Option('--folds', help=f'{_FOLDS} [else none]', show_default=False)]=0,
+    recall:Recall=None,
+    false_alarms:FalseAlarms=None,
     out:Annotated[Path|None, _choice('The model file to write', _OUT)]=None,
     half:Annotated[bool, typer.Option('--half', help='Save 16-bit weights: half the size')]=False,
     skip_broken:SkipBroken=None,
@@ -300,13 +332,18 @@ def train(
 ):
     """Train a model by a recipe and save it with its card.
 
+    With --recall or --false-alarms it also chooses from which probability on the model says a class, on
+    validation images or folds.
+
     Each run has a folder in runs/ next to the model. A run that was killed resumes after its last epoch,
     and with more --epochs a finished one goes on."""
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
+    data,goal = one_of(data_first, data, '--data'),read_goal(recall, false_alarms)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
                  precision=precision, seed=seed, size=size, fit=fit, group=group)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     own = find_network(architecture, settings)
+    if not recipe and not from_card: recipe = _recipe_for(own | changes)
     by_images = recipe == 'finetune' and not from_card
     if minutes is not None and not by_images:
         raise ConfigError('--minutes is for --recipe finetune, which chooses by it: '
@@ -321,7 +358,8 @@ def train(
     out = _choose_output(out, name, settings)
     choose = partial(_choose_by_images, minutes=minutes, trainings=folds+1, fixed=[*own, *changes], out=out,
                      fresh=fresh, settings=settings) if by_images else None
-    _run(name, chosen, out, settings, fresh=fresh, folds=folds, half=half, replace=replace, choose=choose)
+    _run(name, chosen, out, settings, fresh=fresh, folds=folds, half=half, goal=goal, replace=replace,
+         choose=choose)
 
 # %% ../nbs/87_training.ipynb #87029ab
 def _class_names(

@@ -19,7 +19,7 @@ from cifar_nb.images import synthetic
 from cifar_nb.modelfile import read_card
 
 FORMULA = ("=", "+", "-", "@")
-QUICK = ["--epochs", "1", "--batch-size", "8", "--precision", "float32", "--device", "cpu"]
+QUICK = ["--recipe", "simple", "--epochs", "1", "--batch-size", "8", "--precision", "float32", "--device", "cpu"]
 
 
 def run(*args):
@@ -247,3 +247,19 @@ def test_a_closed_folder_is_named_before_the_work(tmp_path):
     Image.new("RGB", (9, 9)).save("photo.png")
     code, _, err = run("predict", "photo.png", "--csv", tmp_path / "x.csv")
     assert code == 2 and "cannot be written: Permission denied" in err
+
+
+def test_a_model_may_stand_before_the_images(trees, monkeypatch):
+    root, model = trees
+    monkeypatch.chdir(root)
+    flagged = run("predict", "--model", model, "oak/3.png", "oak/5.png")
+    assert run("predict", model, "oak/3.png", "oak/5.png") == flagged and flagged[0] == 0
+    assert run("predict", "simple", "oak/3.png") == run("predict", "--model", "simple", "oak/3.png")
+    code, _, said = run("predict", model, "--model", "simple", "oak/3.png")
+    assert code == 2 and "mean the same thing: give one of them" in said
+
+
+def test_a_guessed_command_says_which_one_it_is():
+    code, _, said = run("finetune", "photos", "--epochs", "3")
+    assert code == 2 and said == "there is no command 'finetune': type cifar-nb train FOLDER"
+    assert "finetune" not in run("--help")[1]

@@ -20,8 +20,8 @@ from cifar_nb.folds import assign_folds
 from cifar_nb.modelfile import read_card, read_model, read_trained_keys
 
 GROUP = r"(\w+)_\d"
-SMALL = ["--epochs", 2, "--batch-size", 8, "--held-out", .2, "--size", 16, "--precision", "float32",
-         "--device", "cpu"]
+SMALL = ["--recipe", "simple", "--epochs", 2, "--batch-size", 8, "--held-out", .2, "--size", 16,
+         "--precision", "float32", "--device", "cpu"]
 
 
 def train(data, out, *more): return run("train", "--data", data, *SMALL, "--out", out, *more)
@@ -282,3 +282,45 @@ def test_folds_are_whole_groups_in_any_order(pairs, k, seed):
     for label in range(4):
         counts = torch.bincount(single[labels == label], minlength=k)
         assert counts.max() - counts.min() <= 1
+
+
+def test_an_operating_point_is_chosen_by_all_images(folder, tmp_path):
+    "A threshold from folds counts every image of the class, also the few that a part would hold out."
+    out = tmp_path / "m.safetensors"
+    code, printed, said = train(folder, out, "--folds", 3, "--group", GROUP, "--recall", "bad=0.9")
+    assert code == 0, said
+    point = read_card(out).operating_point
+    assert (point.recall.images, point.false_alarms.images) == (24, 48) and point.recall.value >= .9
+    assert str(point) in printed
+    (n,) = re.findall(r"on the images above: finds [\d.]+% \((\d+) of 24", printed)
+    assert int(n) == round(24 * point.recall.value)
+    assert run("threshold", out)[1].strip() == str(point)
+
+
+def test_training_chooses_the_point_that_threshold_would(folder, tmp_path):
+    out, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
+    code, printed, said = run("train", folder, *SMALL, "--out", out, "--false-alarms", "bad=10%")
+    assert code == 0, said
+    code, _, said = run("threshold", out, "--false-alarms", "bad=0.1", "--data", folder, "--out", other)
+    assert code == 0, said
+    chosen, again = (read_card(path).operating_point for path in (out, other))
+    assert chosen == again and str(chosen) in printed
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    (["--recall", "bda=0.9"], "no class 'bda': did you mean 'bad'?"),
+    (["--recall", "bad"], "write CLASS=FRACTION, such as --recall defect=0.99"),
+    (["--recall", "bad=1.5"], "use a number above 0, at most 1"),
+    (["--false-alarms", "bad=1"], "use a number from 0 to below 1"),
+    (["--recall", "bad=.9", "--false-alarms", "bad=.1"], "two wishes: give one of them"),
+    (["--recall", "bad=.9", "--held-out", 0], "needs validation images: use --held-out 0.2, or --folds 5"),
+])
+def test_a_goal_that_cannot_be_reached_stops_before_training(folder, tmp_path, flags, expected):
+    out = tmp_path / "m.safetensors"
+    code, printed, said = train(folder, out, *flags)
+    assert code == 2 and expected in said.splitlines()[-1] and "epoch" not in printed and not out.exists()
+
+
+def test_data_is_named_once(folder, tmp_path):
+    code, _, said = run("train", folder, "--data", folder, "--out", tmp_path / "m.safetensors")
+    assert code == 2 and "mean the same thing" in said
