@@ -165,7 +165,7 @@ def _average(image:Image.Image, factor:int)->Image.Image: # The same object for 
 def shrink(
     image:Image.Image, # Decoded and upright
     size:int, # Height and width of the model's images
-    small:int=4_000_000, # Images with at most this many pixels stay as they are
+    small:int=1_000_000, # Images with at most this many pixels stay as they are
 )->Image.Image: # The same object where there is nothing to gain
     "The centred square of a large image, averaged over blocks: at least four times `size` along each side."
     side = min(image.size)
