@@ -15,9 +15,11 @@ import cifar_nb.crossval
 import cifar_nb.runs
 from cifar_nb.core import DatasetError, TrainingDiverged
 from cifar_nb.datasets import split_by_hash
+from cifar_nb.evaluate import Report
 from cifar_nb.folders import load_dataset
 from cifar_nb.folds import assign_folds
 from cifar_nb.modelfile import read_card, read_model, read_trained_keys
+from cifar_nb.threshold import Goal
 
 GROUP = r"(\w+)_\d"
 SMALL = ["--recipe", "simple", "--epochs", 2, "--batch-size", 8, "--held-out", .2, "--size", 16,
@@ -319,6 +321,14 @@ def test_a_goal_that_cannot_be_reached_stops_before_training(folder, tmp_path, f
     out = tmp_path / "m.safetensors"
     code, printed, said = train(folder, out, *flags)
     assert code == 2 and expected in said.splitlines()[-1] and "epoch" not in printed and not out.exists()
+
+
+def test_a_point_that_cannot_be_chosen_costs_only_a_warning(caplog):
+    "At the end of a training, when the model is worth saving in any case."
+    sure = Report(torch.tensor([[0., 400.], [0., 1.]]), torch.tensor([0, 1]), ("a", "b"))
+    assert Goal("b", "false_alarms", 0.).choose_at_end(sure) is None
+    assert "no operating point was chosen: 1 of the 1 other images" in caplog.text
+    assert Goal("b", "recall", 1.).choose_at_end(sure).recall.value == 1
 
 
 def test_data_is_named_once(folder, tmp_path):
