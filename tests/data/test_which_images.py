@@ -19,7 +19,8 @@ from cifar_nb.images import synthetic
 from cifar_nb.modelfile import read_card
 
 FORMULA = ("=", "+", "-", "@")
-QUICK = ["--recipe", "simple", "--epochs", "1", "--batch-size", "8", "--precision", "float32", "--device", "cpu"]
+QUICK = ["--recipe", "simple", "--epochs", "1", "--batch-size", "8", "--precision", "float32",
+         "--device", "cpu"]
 
 
 def run(*args):
