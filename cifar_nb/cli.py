@@ -111,7 +111,8 @@ def _at(point, report)->str: # What an operating point gives on these images
     from cifar_nb.threshold import measure_point
     try: found,alarms = measure_point(report, point)
     except ConfigError as e: return f'not measured here: {e}'
-    return f'on these images: finds {found}; false alarms {alarms}'
+    return (f'on these images: finds {found}; false alarms {alarms}\n'
+            '(the tables above are of the most probable class)')
 
 _MEASURED = f'{A_DATA_SET} [else what the model was trained on]'
 _ALL_IMAGES = 'Write one row per image: path, true class, prediction, confidence'

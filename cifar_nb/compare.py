@@ -42,7 +42,9 @@ def _epochs_in_words(card)->str:
 def _learned_from(card)->str:
     note = card.trained_on
     if not note: return 'not recorded'
-    return f'{note["images"]:,} images' if 'images' in note else 'recorded'
+    if 'images' not in note: return 'recorded'
+    start = card.recipe.get('start', '')
+    return f'{note["images"]:,} images' + f', with those that {start} had learned from'*bool(start)
 
 def _sureness(card)->str:
     text = f'scores are divided by {card.temperature:.3f}' if card.temperature != 1 else 'not calibrated'

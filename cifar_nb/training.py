@@ -98,6 +98,9 @@ def _recipe_for(changes:dict)->str: # Where no recipe is named
     network = any(key.startswith(('architecture', 'model')) for key in changes)  # not that of a start
     return 'simple' if ours or network else 'finetune'
 
+def _folder_name(data:str, name:str)->str: # So that a second folder does not meet the model of the first
+    return name if '=' in data else Path(data).resolve().name or name
+
 def _choose_recipe(
     name:str|None, # Of a recipe, or a TOML file
     from_card:str|None, # A model, whose recipe is wanted
@@ -196,12 +199,15 @@ def _train(recipe, run, settings:Settings, *, folds:int, half:bool, goal, on_dat
         recipe, run.model, settings, half=half, keep=True, goal=goal, on_data=know, on_epoch=show)
     return FoldedRun(*found, measured['test'], 'Test images')
 
-def _point_text(point, report)->str: # Report on the test images, or on those of the folds
+def _point_text(card, report, of_folds:bool)->str: # Report on the images of the summary
     from cifar_nb.threshold import measure_point
+    from cifar_nb.trust import calibrated
+    point = card.operating_point
     if not point: return ''
-    try: found,alarms = measure_point(report, point)
-    except ConfigError as e: return f'\n\n{point}; not measured: {e}'
-    return f'\n\n{point}\non the images above: finds {found}; false alarms {alarms}'
+    if of_folds: return f'\n\n{point}, each image by the model of a fold that did not learn from it'
+    try: found,alarms = measure_point(calibrated(report, card.temperature), point)
+    except ConfigError as e: return f'\n\n{point}; not measured on the test images: {e}'
+    return f'\n\n{point}\non the test images: finds {found}; false alarms {alarms}'
 
 def _check_goal(goal, found:dict): # Images by part, before the training
     "Raises `ConfigError` where these images cannot choose an operating point."
@@ -266,7 +272,7 @@ def _run(
             raise
         card,report,images,measured = done
         if folds: run.say(f'\n{measured} (the intervals below take images as independent):')
-        run.say(result_text(card, report) + _point_text(card.operating_point, report))
+        run.say(result_text(card, report) + _point_text(card, report, measured != 'Test images'))
         write_report(run, card, report, images, facts=card_facts(card), recipe=to_toml(recipe),
                      measured=measured)
         run.say(saved_line(card, publish(run.model, out, replace=replace)))
@@ -294,7 +300,8 @@ _MINUTES = 'Minutes of training, by which finetune chooses network, size and epo
 _HELD_OUT = 'Fraction of the training images to hold out as a validation set; 0 trains on all'
 _PRECISION = 'auto (bf16 on a device with native bf16 arithmetic), float32, bf16 or fp16'
 _SET = 'Any key of the recipe, such as optimizer.name=adamw; may be repeated'
-_OUT = 'RECIPE.safetensors in the models folder, MODEL-again.safetensors with --from-card'
+_OUT = ('RECIPE.safetensors in the models folder, FOLDER.safetensors for a folder without --recipe, '
+        'MODEL-again.safetensors with --from-card')
 _FOLDS = ('Cross-validate first, for few images: divide all but a test part into this many folds, train '
           'without each and measure on it; then train one model on all of them')
 _REPLACE = 'Write the model file even where there is a better one, or one of other data'
@@ -343,7 +350,8 @@ def train(
                  precision=precision, seed=seed, size=size, fit=fit, group=group)
     changes = {key: value for key,value in flags.items() if value is not None} | _assignments(change or [])
     own = find_network(architecture, settings)
-    if not recipe and not from_card: recipe = _recipe_for(own | changes)
+    unnamed = not recipe and not from_card
+    if unnamed: recipe = _recipe_for(own | changes)
     by_images = recipe == 'finetune' and not from_card
     if minutes is not None and not by_images:
         raise ConfigError('--minutes is for --recipe finetune, which chooses by it: '
@@ -352,6 +360,7 @@ def train(
     if from_card: own.pop('model', None)  # the card has those of its network
     name,chosen = _choose_recipe(recipe, from_card, own | changes, settings)
     if not from_card: name = own.get('architecture', name)
+    if unnamed and by_images: name = _folder_name(chosen.data, name)
     if folds:
         from cifar_nb.folds import check_folds
         check_folds(folds)
