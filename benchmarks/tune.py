@@ -1,7 +1,7 @@
 """Does a study find a better recipe? Searches around a recipe, then trains it and the winner again.
 
     python benchmarks/tune.py            10,000 images, 8 epochs, 40 trials: long
-    python benchmarks/tune.py --small    2,500 images, 4 epochs, a network of a quarter of the width, 16 trials
+    python benchmarks/tune.py --small    2,500 images, 4 epochs, a network of a quarter of the width
 
 Learns from some of the training images and judges by validation images; test images are not read. A killed
 run goes on where it was. The seeds of the comparison are new to the study. Writes results/tune.json.
@@ -38,8 +38,8 @@ def main(
     settings, begun, size = Settings.read(), time.perf_counter(), SMALL if small else FULL
     repeatable_kernels()
     if best_device(settings.device) == "cpu": keep_memory()
-    changes = dict(epochs=size["epochs"], **({"model__widths": [8, 16], "model__hidden": 64} if small else {}))
-    plan = make_plan(find_recipe(recipe, **changes))
+    narrow = dict(model__widths=[8, 16], model__hidden=64) if small else {}
+    plan = make_plan(find_recipe(recipe, epochs=size["epochs"], **narrow))
     data = open_trial_data(plan.recipe, settings)
     data = data._replace(train=data.train[:size["images"]], valid=data.valid[:size["valid"]])
 

@@ -21,8 +21,10 @@ from .text import printable
 # %% ../nbs/35_search.ipynb #35012se
 def import_optuna(): # The module
     "Optuna, silent. Raises `ConfigError` where it is not installed."
-    try: import optuna
-    except ImportError as e: raise ConfigError('a search needs Optuna: pip install "cifar_nb[mlops]"') from e
+    try:
+        import optuna
+    except ImportError as e:
+        raise ConfigError('a search needs Optuna: pip install "cifar_nb[mlops]"') from e
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
     return optuna
@@ -154,8 +156,8 @@ def run_study(  # noqa: PLR0913
     *,
     folder:Path, # Of the study
     url:str|None=None, # As for `open_study`
-    start:dict[str, Any]|None=None, # Values to try first, which are never stopped early
-    warmup:int=1, # Steps in which no trial is stopped
+    start:dict[str, Any]|None=None, # Values to try first
+    warmup:int=1, # First step at which a trial may be stopped
     seed:int=0, # Of what is drawn
     show:Callable=lambda study, trial: None, # Sees each trial of this process at its end
 )->None:

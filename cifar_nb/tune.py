@@ -134,10 +134,9 @@ def train_once(
     parts = build_parts(recipe, data.train, stats, device=data.device, weights=start.weights)
     def validate(model): return measure(model, data.valid, stats, device=data.device, amp=parts.amp)
     def see(history):
-        row = history.rows[-1]
-        if 'valid_loss' not in row:  # a fast recipe, which keeps its last epoch
+        if not parts.stopper:  # a fast recipe, which keeps its last epoch
             report = validate(parts.model)
-            row |= dict(valid_loss=report.loss, valid_accuracy=report.accuracy)
+            history.rows[-1] |= dict(valid_loss=report.loss, valid_accuracy=report.accuracy)
         on_epoch(history.rows)
     rows = parts.train(recipe.epochs, validate=validate, on_epoch=see).rows
     return rows[parts.stopper.epoch-1 if parts.stopper else -1]
@@ -243,13 +242,13 @@ def tune(
     find_network(None, settings)
     if space and space.suffix != '.toml': raise ConfigError(f'--space {space} must end in .toml')
     chosen = find_recipe(recipe, settings=settings, data=one_of(data_first, data, '--data'), epochs=epochs)
-    text = recipe_text(str(space)) if space else None
-    plan = make_plan(chosen, text, settings, objective='loss' if loss else 'accuracy', seeds=seeds)
+    plan = make_plan(chosen, recipe_text(str(space)) if space else None, settings,
+                     objective='loss' if loss else 'accuracy', seeds=seeds)
     folder = settings.models_dir/'studies'/name
     repeatable_kernels()
     if best_device(settings.device) == 'cpu': keep_memory()
     print(f'{folder}: {", ".join(plan.space)}', flush=True)
-    shown = ('{:.2%}' if plan.maximize else '{:.4f}').format
+    shown = '{:.4f}'.format if loss else '{:.2%}'.format
     def show(study, trial):
         rows = study_rows(study)
         n = sum(row['state'] in ('complete', 'pruned') for row in rows)
@@ -257,5 +256,5 @@ def tune(
         print(f'{n}/{trials}  {told}', flush=True)
     done = search(plan, folder, settings, trials, url=storage, show=show)
     print('', trials_table(best_first(study_rows(done), plan.maximize)[:5], plan.start), sep='\n')
-    print(f'\nsaved {", ".join(save_study(done, plan, folder))} in {folder}; to train the winner with a new seed, and test it once: '
+    print(f'\nsaved {", ".join(save_study(done, plan, folder))} in {folder}; to test the winner once: '
           f'cifar-nb train --recipe {folder/"best.toml"} --seed {plan.recipe.seed+1000}')
