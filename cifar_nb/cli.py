@@ -60,6 +60,7 @@ from cifar_nb.shell import (
 )
 from .text import check_csv, printable, write_csv
 from .training import training_commands
+from .tune import tuning_commands
 
 # %% ../nbs/97_cli.ipynb #b39e27a3
 app,model_commands = new_app(),new_app()
@@ -67,6 +68,7 @@ app.add_typer(training_commands)
 app.add_typer(model_commands)
 app.add_typer(operating_commands)
 app.add_typer(comparing_commands)
+app.add_typer(tuning_commands)
 
 def _show_version(wanted:bool): # A callback for typer
     if not wanted: return

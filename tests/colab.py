@@ -125,6 +125,7 @@ def main(*names):
     print(f"Python {sys.version.split()[0]} (Colab has 3.13), {len(wanted)} packages in Colab's versions")
     run_as_in_colab("99_launch", PAGE_WAS_SHOWN)
     run_as_in_colab("64_export")
+    run_as_in_colab("35_search")
     after = installed()
     if found := differences(before, after): sys.exit(f"an install cell has replaced what Colab has: {found}")
     subprocess.run([sys.executable, "-m", "pip", "check"], check=True)

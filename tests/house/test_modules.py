@@ -13,7 +13,8 @@ MOST_NAMES, MOST_LINES = 20, 260
 LONGER = {
     "cli", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile", "importing",
     "modelfile", "models", "observe", "photos", "records", "serve", "training"}
-HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton"}
+HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton",
+         "optuna"}
 ALONE = """
 import importlib, sys
 for name in sys.argv[1:]:
