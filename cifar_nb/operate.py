@@ -155,7 +155,8 @@ def _lines(report, point)->list[str]: # For people
     n,low = point.recall.images,point.recall.low
     if n < 50:
         lines.append(f'only {n} validation images of {point.class_name!r}: on new ones it may find as few as '
-                     f'{low:.0%}; hold out more of them (--held-out), or give more with --data')
+                     f'{low:.0%}; let training choose by all of them (train --folds 5, with this goal), '
+                     'or give more with --data')
     others = point.false_alarms.images
     if n < 50 and others > 2*n and point.goal.startswith('to find'):
         lines.append(f'there are {others:,} images of other classes to choose by: '

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 COMMAND = Path(sys.executable).with_name("cifar-nb")
-QUICK = ["--epochs", "1", "--batch-size", "8", "--precision", "float32", "--device", "cpu"]
+QUICK = ["--recipe", "simple", "--epochs", "1", "--batch-size", "8", "--precision", "float32",
+         "--device", "cpu"]
 
 
 def run(*args, encoding="ascii"):

@@ -250,7 +250,7 @@ def refused(*args):
 
 
 def test_commands_refuse_in_one_line_that_says_what_to_do(folder, tmp_path):
-    train = "train", "--data", folder, "--out", tmp_path / "x.safetensors"
+    train = "train", "--recipe", "simple", "--data", folder, "--out", tmp_path / "x.safetensors"
     assert "did you mean 'tiles'?" in refused(*train, "--fit", "tile")
     line = refused(*train, "--set", "fit=tiles", "--size", 64)
     assert "the image has 96 x 32 pixels, and a tile has 64 x 64" in line and "a smaller size" in line
@@ -281,7 +281,8 @@ def test_the_check_of_a_folder_says_what_is_cut_away_and_which_flag_cures_it(fol
     # Training says it as well
     for fit in FITS[:2]:
         out = tmp_path / f"{fit}.safetensors"
-        words = ["train", "--data", folder, "--epochs", 1, "--batch-size", 8, "--fit", fit, "--out", out]
+        words = ["train", "--recipe", "simple", "--data", folder, "--epochs", 1, "--batch-size", 8, "--fit", fit,
+                 "--out", out]
         done = CliRunner().invoke(app, list(map(str, words)))
         assert done.exit_code == 0 and ("cut away 67% of the area" in done.stderr) == (fit == "crop")
     # A fifth is the limit

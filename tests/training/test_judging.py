@@ -15,7 +15,7 @@ from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 from cifar_nb.settings import ServiceSettings
 
-QUICK = "--batch-size", "32", "--precision", "float32", "--device", "cpu"
+QUICK = "--recipe", "simple", "--batch-size", "32", "--precision", "float32", "--device", "cpu"
 
 
 def run(*args):
