@@ -233,7 +233,8 @@ def read_folder_part(
         raise BrokenImages(broken) from e.__cause__
     if parts.group: images = _with_groups(parts, part, images)
     parts.skipped[part] = n = len(files.paths) - len(images)
-    if n: log.warning('%s: %s unreadable files of the %s part are left out', parts.name, f'{n:,}', part)
+    where = '' if part == 'all' else f' of the {part} part'
+    if n: log.warning('%s: unreadable files%s that are left out: %s', parts.name, where, f'{n:,}')
     own = part in ('all', 'train') or part in parts.folders
     if own and files.left_out: log.warning('%s: left out: %s', parts.name, files.left_out.note())
     if part in ('all', 'train'):

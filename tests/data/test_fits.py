@@ -281,8 +281,8 @@ def test_the_check_of_a_folder_says_what_is_cut_away_and_which_flag_cures_it(fol
     # Training says it as well
     for fit in FITS[:2]:
         out = tmp_path / f"{fit}.safetensors"
-        words = ["train", "--recipe", "simple", "--data", folder, "--epochs", 1, "--batch-size", 8, "--fit", fit,
-                 "--out", out]
+        words = ["train", "--recipe", "simple", "--data", folder, "--epochs", 1, "--batch-size", 8,
+                 "--fit", fit, "--out", out]
         done = CliRunner().invoke(app, list(map(str, words)))
         assert done.exit_code == 0 and ("cut away 67% of the area" in done.stderr) == (fit == "crop")
     # A fifth is the limit
