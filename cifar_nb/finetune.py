@@ -229,7 +229,7 @@ def choose_recipe(
     *,
     fixed:Collection[str]=(), # Keys that the user has set, which stay as they are
 )->Choice:
-    "Choose network, size and epochs. Raises `ConfigError` when nothing fits into the time, `DatasetError`."
+    "Choose network, size and epochs. Raises `ConfigError` for too little time, `DatasetError` for files."
     if not 0 < minutes <= 100_000:
         raise ConfigError(f'--minutes {minutes:g}: give the time that the training may take, such as 10')
     settings = settings or Settings.read()

@@ -187,7 +187,7 @@ def threshold(
 
     Without a goal, say what was chosen."""
     goal = read_goal(recall, false_alarms)
-    if goal and clear: raise ConfigError('--clear takes a point back, and another flag asks for one')
+    if goal and clear: raise ConfigError('--clear removes the operating point: give it alone')
     from cifar_nb.modelfile import find_model, read_card
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     path = find_model(model, settings)
