@@ -109,14 +109,18 @@ class Settings(_FromEnvironment):
     models_dir:Path = Field(Path('models'),
         description='Where trained models are saved, and looked for by name')
     model:str = Field('cifar10',
-        description='The model to use: a name or the path of a .safetensors file')
+        description='The model to use: a name, the path of a .safetensors file, or models:/NAME@champion')
     architecture:str|None = Field(None, min_length=1,
         description='A network of your own that a model file needs, as FILE.py:CLASS; the file is run')
     device:str = Field('auto', description='auto, cpu, cuda, cuda:1 or mps')
     threads:int|None = Field(None, ge=1, le=1024,
         description="CPU threads for PyTorch; unset leaves PyTorch's choice")
+    track:bool = Field(False,
+        description='Record each training in MLflow as well')
+    track_dir:Path = Field(Path('~/.local/share/cifar_nb/mlflow'),
+        description="Where MLflow's store is, unless MLFLOW_TRACKING_URI names a server")
 
-    @field_validator('data_dir', 'models_dir', mode='before')
+    @field_validator('data_dir', 'models_dir', 'track_dir', mode='before')
     @classmethod
     def _expand_home(cls, path):
         if not str(path): raise ValueError('name a folder; . is the current one')

@@ -83,7 +83,7 @@ class BestEpoch:
 
 # %% ../nbs/33_fit.ipynb #279a0451
 class History:
-    """One row per epoch: `epoch`, `train_loss`, `lr` (of its first step) and `seconds`.
+    """One row per epoch: `epoch`, `train_loss`, `train_accuracy`, `lr` (of its first step) and `seconds`.
 
     When validated also `valid_loss`, `valid_accuracy` and what else the best epoch is chosen by; `size`
     (in pixels) when the batches have one.
@@ -128,18 +128,29 @@ def ema_watcher(
 # %% ../nbs/33_fit.ipynb #0d36963d
 _ONE_IMAGE = 'Expected more than 1 value per channel'  # How PyTorch's batch norm begins its error
 
+class _Hits: # A watcher; shows what it sees to the next one
+    "Counts images that are predicted correctly during training. Of mixed labels the larger part counts."
+    def __init__(self, watch:Callable=noop): self.right,self.n,self.watch = 0,0,watch
+
+    def __call__(self, **seen):
+        y = seen['y'] if seen['y'].ndim == 1 else seen['y'].argmax(1)
+        self.right = self.right + (seen['logits'].argmax(1) == y).sum()  # waits for no GPU
+        self.n += len(y)
+        self.watch(**seen)
+
 def _train_row(net:nn.Module, batches:Iterable, opt:Optimizer, name:str, **step)->dict:
     """One pass over the batches, as columns of a row. Raises `TrainingDiverged` that names the epoch, and
     `ConfigError` for a batch that is too small for batch norm."""
     row = dict(size=batches.size) if hasattr(batches, 'size') else {}
     bar = progress(batches, desc=name)
+    hits = step['watch'] = _Hits(step.get('watch', noop))
     try: loss = train_epoch(net, bar, opt, **step)
     except TrainingDiverged as e: raise TrainingDiverged(f'{name.partition("/")[0]}, {e}') from e
     except ValueError as e:
         if not str(e).startswith(_ONE_IMAGE): raise
         raise ConfigError('batch norm cannot learn from a batch of one small image: leave out a last batch '
                           'that is not full (drop_last=True), or choose another batch size') from e
-    return dict(row, train_loss=loss)
+    return dict(row, train_loss=loss, train_accuracy=float(hits.right)/hits.n)
 
 # %% ../nbs/33_fit.ipynb #33045ab
 def _validated_row(validate:Callable|None, model:nn.Module, stopper:BestEpoch, name:str)->dict:

@@ -117,5 +117,6 @@ def train_epoch(  # noqa: PLR0913
             # float16 leaves out a step whose gradients overflow, and lowers its scale
             stepped = amp.scaler.get_scale() >= scale
             if sched and stepped: sched.step()
-        watch(model=model, opt=opt, loss=loss.detach(), stepped=stepped)
+        seen = dict(logits=logits.detach(), y=y, loss=loss.detach(), stepped=stepped)
+        watch(model=model, opt=opt, **seen)
     return meter.mean()

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['announce', 'one_line', 'cut_warning', 'balance_note', 'seconds_left', 'duration', 'epoch_line', 'result_text',
-           'saved_line', 'write_report']
+           'saved_line', 'numbers_of', 'write_report']
 
 # %% ../nbs/74_messages.ipynb #74004ff
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -18,8 +19,8 @@ from .check import MAX_CUT, count_images, cut_line, outside_square
 from .core import DatasetError, ImageError
 from .datasets import suggest_balance
 from .device import device_note
-from .draw import plot_history
-from .evaluate import Report
+from .draw import plot_confusion, plot_history
+from .evaluate import Report, confusion
 from .folders import read_file
 from .images import Images
 from .judge import summary
@@ -28,7 +29,7 @@ from .opening import open_image
 from .page import report_page
 from .runs import RunFolder
 from .text import printable
-from .trust import calibrated
+from .trust import calibrated, calibration_error
 
 # %% ../nbs/74_messages.ipynb #74007ff
 def announce(
@@ -154,6 +155,21 @@ def saved_line(
     return f'{left}saved {where}: {said}; {kept}'
 
 # %% ../nbs/74_messages.ipynb #74019ff
+def numbers_of(
+    report:Report, # After calibration
+)->dict:
+    "What a report says, for a file. The calibration error is in fractions, as the accuracies are."
+    return dict(
+        images=len(report), accuracy=report.accuracy, loss=report.loss, top3_accuracy=report.top_k(3),
+        balanced_accuracy=report.balanced_accuracy, macro_f1=report.macro_f1,
+        calibration_error=calibration_error(report),
+        recall=dict(zip(report.classes, report.per_class().tolist())))
+
+def _as_png(figure)->bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format='png')
+    return drawn.getvalue()
+
 def write_report(
     run:RunFolder,
     card:ModelCard,
@@ -164,12 +180,12 @@ def write_report(
     recipe:str, # As TOML
     measured:str='Test images', # What they are, for the heading
 )->None:
-    "Write `curves.png` and `report.html` into the folder of a run."
-    drawn = io.BytesIO()
-    plot_history(run.rows).savefig(drawn, format='png')
-    run.keep('curves.png', drawn.getvalue())
+    "Write `curves.png`, `confusion.png`, `measured.json` and `report.html` into the folder of a run."
     served = calibrated(report, card.temperature)
+    curves = _as_png(plot_history(run.rows))
+    run.keep('curves.png', curves)
+    run.keep('confusion.png', _as_png(plot_confusion(confusion(report), report.classes)))
+    run.keep('measured.json', json.dumps(dict(measured=measured, **numbers_of(served)), indent=1))
     title = f'{run.folder.name}: {card.dataset}'
-    curves = drawn.getvalue()
     page = report_page(title, served, images, measured=measured, facts=facts, curves=curves, recipe=recipe)
     run.keep('report.html', page)

@@ -37,6 +37,7 @@ from cifar_nb.own import (
     use_architecture,
 )
 from .photos import Fit
+from .registry import PREFIX, fetch_model
 from .source import Provenance
 from .text import check_class_name, printable
 from .threshold import OperatingPoint
@@ -367,9 +368,11 @@ def find_model(
     name:str|None=None, # A path or a name; None takes `Settings.model`
     settings:Settings|None=None, # Read from the environment when None
 )->Path:
-    "The file of a model: a path, then `Settings.models_dir`, then the bundled ones. Raises `ModelError`."
+    """The file of a model: a path, then `Settings.models_dir`, then the bundled ones. `models:/NAME@ALIAS`
+    is one of the registry (56_registry). Raises `ModelError`."""
     settings = settings or Settings.read()
     name = str(name or settings.model)
+    if name.startswith(PREFIX): return fetch_model(name, settings)
     places = [Path(os.path.expanduser(name))]
     if not name.endswith('.safetensors'):
         folders = settings.models_dir, Path(str(files('cifar_nb.weights')))

@@ -75,7 +75,7 @@ def find_network(
     return dict(architecture=load_architecture(text) if is_file else text, model={})
 
 # %% ../nbs/67_shell.ipynb #67020aa
-A_MODEL = "a model's name or the path of a .safetensors file"
+A_MODEL = "a model's name, the path of a .safetensors file, or models:/NAME@champion of the registry"
 A_DATA_SET = ('cifar10, cifar100, synthetic, a folder with one subfolder per class, '
               'or train=DIR,valid=DIR,test=DIR')
 ModelFirst = Annotated[str|None, typer.Argument(

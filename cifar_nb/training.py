@@ -221,6 +221,7 @@ def _say_data(run, recipe, found:dict): # What will be learned from is the first
     from cifar_nb.messages import balance_note, cut_warning, one_line
     run.say(printable(one_line(found)), sys.stderr)
     train = next(iter(found.values()))
+    run.tell(images={name: len(part) for name,part in found.items() if part is not None})
     warning = cut_warning(train.paths or ()) if recipe.fit == 'crop' else ''
     parts = dict(validation=train if recipe.held_out else None) | found | dict(train=train)
     for note in filter(None, [warning, balance_note(recipe, parts)]):
@@ -260,7 +261,8 @@ def _run(
     with lock_run(out), open_run(out, choices, fresh=fresh) as run:
         run.say(announce(name, recipe, device, run, folds=folds), sys.stderr)
         if folds: run.rows = []  # those of a fold
-        describe(run, to_toml(recipe))
+        describe(run, to_toml(recipe), recipe='finetune' if choose else name,
+                 data=dataset_name(recipe.data), device=device_note(device).partition(':')[0])
         for file,text in texts.items(): run.keep(file, text)
         def show_data(found):
             _check_goal(goal, found)
