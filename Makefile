@@ -10,11 +10,11 @@ ARGS   ?=
 SHELL  := bash
 NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
-.PHONY: help serve lab train test colab nbdev3 notebooks readme benchmarks clean
+.PHONY: help serve lab train mlflow-ui test colab nbdev3 notebooks readme benchmarks clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.package: settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and f"Python 3.11.4 or newer is needed; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -24,6 +24,10 @@ $(VENV)/.package: settings.ini setup.py
 
 $(VENV)/.dev: $(VENV)/.package
 	$(BIN)/python -m pip install -q -e '.[dev,export]'
+	@touch $@
+
+$(VENV)/.mlops: $(VENV)/.package
+	$(BIN)/python -m pip install -q -e '.[mlops]'
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.package
@@ -38,6 +42,9 @@ lab: $(VENV)/.notebooks  ## Open the notebooks in JupyterLab (CIFAR_NB_SCALE=qui
 
 train: $(VENV)/.package  ## Train on the real data, downloading it where it is missing (ARGS="--recipe speed94")
 	$(BIN)/cifar-nb train $(ARGS)
+
+mlflow-ui: $(VENV)/.mlops  ## Show tracked trainings (train --track) at http://127.0.0.1:5000 (ARGS="--port 5001")
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 $(ARGS) --backend-store-uri "$$($(BIN)/python -c 'from cifar_nb.core import Settings; from cifar_nb.registry import open_store; print(open_store(Settings.read()).address)')"
 
 test: $(VENV)/.dev  ## Run every test, offline, on synthetic images; print where the time goes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/run_all.py

@@ -40,6 +40,7 @@ from . import __version__
 from .compare import comparing_commands
 from .core import ConfigError, ImageError, atomic_path, progress
 from .operate import measure_as_served, open_data, operating_commands, warn_if_learned
+from .retrain import retraining_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
@@ -69,6 +70,7 @@ app.add_typer(model_commands)
 app.add_typer(operating_commands)
 app.add_typer(comparing_commands)
 app.add_typer(tuning_commands)
+app.add_typer(retraining_commands)
 
 def _show_version(wanted:bool): # A callback for typer
     if not wanted: return
@@ -89,7 +91,7 @@ _GUESSES = {
     'finetune': 'train FOLDER', 'fit': 'train FOLDER', 'check': 'data FOLDER --check',
     'download': 'data cifar10', 'test': 'evaluate MODEL', 'eval': 'evaluate MODEL',
     'classify': 'predict IMAGE --model MODEL', 'infer': 'predict IMAGE --model MODEL',
-    'run': 'serve MODEL', 'start': 'serve MODEL', 'show': 'info MODEL'}
+    'run': 'serve MODEL', 'track': 'train --track', 'register': 'promote RUN', 'start': 'serve MODEL', 'show': 'info MODEL'}
 
 def _advise(word:str, wanted:str): # Add one of them
     @app.command(word, hidden=True, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['A_MODEL', 'A_DATA_SET', 'ModelFirst', 'DataFirst', 'Model', 'Architecture', 'Device', 'DataDir', 'SkipBroken',
-           'A_GROUP', 'Group', 'Json', 'new_app', 'not_empty', 'setting', 'read_settings', 'find_network', 'one_of',
-           'run_app']
+           'Track', 'A_GROUP', 'Group', 'Json', 'new_app', 'not_empty', 'setting', 'read_settings', 'find_network',
+           'one_of', 'run_app']
 
 # %% ../nbs/67_shell.ipynb #67004aa
 import io
@@ -88,6 +88,8 @@ Device = Annotated[str|None, setting('device')]
 DataDir = Annotated[str|None, setting('data_dir', metavar='PATH', callback=not_empty('a folder'))]
 SkipBroken = Annotated[bool|None, typer.Option(
     '--skip-broken', help='Leave out images that cannot be read [CIFAR_NB_SKIP_BROKEN, else refuse]')]
+Track = Annotated[bool|None, typer.Option(
+    '--track', help='Record each training in MLflow as well [CIFAR_NB_TRACK, else not]')]
 A_GROUP = ('Regular expression: files in whose CLASS/NAME it finds the same text (that in parentheses, if '
            'there are any) show one object, and are never on two sides of a split')
 Group = Annotated[str|None, typer.Option('--group', metavar='REGEX', help=f'{A_GROUP} [else as in training]')]

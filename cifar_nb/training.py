@@ -28,6 +28,7 @@ from cifar_nb.shell import (
     Device,
     Json,
     SkipBroken,
+    Track,
     find_network,
     new_app,
     not_empty,
@@ -245,12 +246,13 @@ def _run(
     "Open the folder of the run, train with a line per epoch, and keep, print and publish the result."
     from cifar_nb.checkpoint import flat_choices
     from cifar_nb.compare import card_facts
-    from cifar_nb.device import best_device, keep_memory, repeatable_kernels
+    from cifar_nb.device import best_device, device_note, keep_memory, repeatable_kernels
     from cifar_nb.experiment import dataset_name
     from cifar_nb.messages import announce, result_text, saved_line, write_report
     from cifar_nb.recipes import to_toml
     from cifar_nb.rescue import lock_run
     from cifar_nb.runs import describe, open_run, publish, refuse_other
+    from cifar_nb.track import tracked
     device = best_device(settings.device)
     repeatable_kernels()
     if device == 'cpu': keep_memory()
@@ -258,7 +260,7 @@ def _run(
     recipe,texts = choose(recipe) if choose else (recipe, {})
     choices = flat_choices(recipe.open_start(settings)[0].model_dump(mode='json'))
     if folds: choices |= {'folds': folds, 'epochs of a fold': recipe.epochs}
-    with lock_run(out), open_run(out, choices, fresh=fresh) as run:
+    with lock_run(out), open_run(out, choices, fresh=fresh) as run, tracked(run, settings):
         run.say(announce(name, recipe, device, run, folds=folds), sys.stderr)
         if folds: run.rows = []  # those of a fold
         describe(run, to_toml(recipe), recipe='finetune' if choose else name,
@@ -336,6 +338,7 @@ def train(
     skip_broken:SkipBroken=None,
     fresh:Annotated[bool, typer.Option('--fresh', help='Start a new run, resume none')]=False,
     replace:Annotated[bool, typer.Option('--replace', help=_REPLACE)]=False,
+    track:Track=None,
     device:Device=None,
     data_dir:DataDir=None,
 ):
@@ -345,8 +348,8 @@ def train(
     validation images or folds.
 
     Each run has a folder in runs/ next to the model. A run that was killed resumes after its last epoch,
-    and with more --epochs a finished one goes on."""
-    settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
+    and with more --epochs a finished one goes on. With --track it is recorded in MLflow as well."""
+    settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken, track=track)
     data,goal = one_of(data_first, data, '--data'),read_goal(recall, false_alarms)
     flags = dict(data=data, start=start, epochs=epochs, batch_size=batch_size, lr=lr, held_out=held_out,
                  precision=precision, seed=seed, size=size, fit=fit, group=group)
