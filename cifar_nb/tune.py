@@ -21,6 +21,7 @@ from cifar_nb.shell import (
     DataFirst,
     Device,
     SkipBroken,
+    Track,
     find_network,
     new_app,
     not_empty,
@@ -225,6 +226,7 @@ def tune(
     study:Annotated[str|None, typer.Option(help='Its name [else that of the recipe]')]=None,
     storage:Annotated[str|None, typer.Option(metavar='URL', help=_STORAGE, envvar='CIFAR_NB_STORAGE')]=None,
     skip_broken:SkipBroken=None,
+    track:Track=None,
     device:Device=None,
     data_dir:DataDir=None,
 ):
@@ -233,9 +235,11 @@ def tune(
     The study is a folder in studies/ next to the models. The same command goes on with it, also after a
     kill, and several processes may work on it at the same time."""
     from cifar_nb.device import best_device, keep_memory, repeatable_kernels
+    from cifar_nb.experiment import dataset_name
     from cifar_nb.recipes import find_recipe, recipe_text
     from cifar_nb.search import best_first, study_rows, trial_line, trials_table
-    settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
+    from cifar_nb.track import tracked_study
+    settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken, track=track)
     name = Path(recipe).stem if study is None else study
     if Path(name).name != name or name in ('', '..'):
         raise ConfigError(f'--study {name!r} is to be the name of a folder: use one word')
@@ -251,10 +255,13 @@ def tune(
     shown = '{:.4f}'.format if loss else '{:.2%}'.format
     def show(study, trial):
         rows = study_rows(study)
+        tell(f'{study.get_trials(deepcopy=False)[0].datetime_start}', rows)
         n = sum(row['state'] in ('complete', 'pruned') for row in rows)
         told = trial_line(rows[trial.number], f'validation {plan.objective}', shown)
         print(f'{n}/{trials}  {told}', flush=True)
-    done = search(plan, folder, settings, trials, url=storage, show=show)
+    metric = f'valid_{plan.objective}'
+    with tracked_study(folder, settings, data=dataset_name(chosen.data), metric=metric) as tell:
+        done = search(plan, folder, settings, trials, url=storage, show=show)
     print('', trials_table(best_first(study_rows(done), plan.maximize)[:5], plan.start), sep='\n')
     print(f'\nsaved {", ".join(save_study(done, plan, folder))} in {folder}; to test the winner once: '
           f'cifar-nb train --recipe {folder/"best.toml"} --seed {plan.recipe.seed+1000}')
