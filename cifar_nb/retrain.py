@@ -110,7 +110,8 @@ def runs(
     else: rows = [folder_row(each) for each in run_folders(parent)]
     if send: return
     rows = _sorted([row for row in rows if recipe in (None, row['recipe'])], sort)
-    print(json.dumps(rows) if as_json else printable(str(_table(rows)), 10**6))
+    if as_json: return print(json.dumps(rows))
+    print(*(printable(line, 1000) for line in str(_table(rows)).splitlines()), sep='\n')
 
 # %% ../nbs/97_retrain.ipynb #97011rt
 def find_run(
@@ -291,4 +292,4 @@ def retrain(
     if better and reload: reload_service(reload)
     if as_json: return print(json.dumps(dict(promoted=better, version=number, run=run_id, **found._asdict())))
     done = f'promoted: models:/{name}@champion is version {number}' if better else 'the champion stays'
-    print(printable(f'{found}\n{done}'), sep='\n')
+    print(found, printable(done), sep='\n')

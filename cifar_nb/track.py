@@ -290,17 +290,18 @@ def send_study(
         for row in rows:
             number,state = str(row['trial']),row['state']
             if number in inside or state not in ('complete', 'pruned', 'fail'): continue
-            tags = dict(study=mark, trial=number, state=state, recipe=folder.name)
-            run_id = client.create_run(experiment, tags=tags | {'mlflow.parentRunId': parent},
-                                       run_name=f'{folder.name} {number}').info.run_id
-            now = int(1000*time.time())
+            now,n = int(1000*time.time()),len(row['curve'])
+            tags = {'mlflow.parentRunId': parent, 'study': mark, 'trial': number, 'state': state,
+                    'recipe': folder.name}
+            run_id = client.create_run(experiment, now-int(1000*(row['seconds'] or 0)), tags,
+                                       f'{folder.name} {number}').info.run_id
             metrics = [(metric, value, now, step) for step,value in enumerate(row['curve'], 1)]
-            if row['score'] is not None: metrics.append(('score', row['score'], now, len(row['curve'])))
+            if n: metrics.append(('epoch', n, now, n))
+            if row['score'] is not None:
+                metrics.append((metric.replace('valid_', 'validation_'), row['score'], now, n))
             params = {key: str(value) for key,value in row['values'].items()}
             _log(client, run_id, params, metrics)
-            client.set_terminated(run_id, 'FAILED' if state == 'fail' else 'FINISHED')
-        best = [row['score'] for row in rows if row['score'] is not None]
-        if best: _log(client, parent, {}, [('trials', len(best), int(1000*time.time()), len(rows))])
+            client.set_terminated(run_id, 'FAILED' if state == 'fail' else 'FINISHED', now)
         client.set_terminated(parent, 'FINISHED')
     return parent
 
