@@ -11,6 +11,7 @@ import json
 import threading
 import time
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -102,7 +103,8 @@ def _log_model(client, run_id:str, path:Path):
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
-    with TemporaryDirectory() as tmp:
+    with TemporaryDirectory() as tmp, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # MLflow misses an example of an input
         pyfunc.save_model(
             f'{tmp}/model', loader_module='cifar_nb.track', data_path=str(path),
             signature=ModelSignature(Schema([ColSpec('binary', 'image')])),
