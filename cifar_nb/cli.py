@@ -91,7 +91,8 @@ _GUESSES = {
     'finetune': 'train FOLDER', 'fit': 'train FOLDER', 'check': 'data FOLDER --check',
     'download': 'data cifar10', 'test': 'evaluate MODEL', 'eval': 'evaluate MODEL',
     'classify': 'predict IMAGE --model MODEL', 'infer': 'predict IMAGE --model MODEL',
-    'run': 'serve MODEL', 'track': 'train --track', 'register': 'promote RUN', 'start': 'serve MODEL', 'show': 'info MODEL'}
+    'run': 'serve MODEL', 'track': 'train --track', 'register': 'promote RUN',
+    'start': 'serve MODEL', 'show': 'info MODEL'}
 
 def _advise(word:str, wanted:str): # Add one of them
     @app.command(word, hidden=True, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
