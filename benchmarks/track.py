@@ -21,9 +21,9 @@ from cifar_nb.recipes import find_recipe, to_toml
 from cifar_nb.runs import describe, open_run
 from cifar_nb.track import tracked
 
-WHAT = ("seconds of all epochs of a tracked run divided by those of a plain one with the same seed, one after "
-        "the other; the first run of a pair changes by turns; the end of a run (model, figures, artifacts) in "
-        "seconds, which a plain run does not have")
+WHAT = ("seconds of all epochs of a tracked run divided by those of a plain one with the same seed, one "
+        "after the other; which one is first changes by turns; and the seconds that the end of a tracked run "
+        "takes (model, figures, artifacts), which a plain run does not have")
 
 
 def train(recipe, folder, *, track):

@@ -177,9 +177,10 @@ class Judged(NamedTuple):
     p_value:float  # Of the exact paired test
 
     def __str__(self):
+        chance = 'p < 0.001' if self.p_value < .001 else f'p = {self.p_value:.3f}'
         points = f'{100*self.gain:+.2f} points with a standard error of {100*self.error:.2f}'
         return (f'champion {self.champion:.2%}, challenger {self.challenger:.2%} on {self.images:,} '
-                f'validation images: a gain of {points} (p = {self.p_value:.3f})')
+                f'validation images: a gain of {points} ({chance})')
 
 def judge_pair(
     old, # bool (N,), which images the champion gets right
