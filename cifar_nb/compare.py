@@ -257,7 +257,8 @@ def compare(
           *_listed(c, 0, most), *_listed(c, 1, most), sep='\n')
 
 # %% ../nbs/75_compare.ipynb #75024ff
-_SHARED = dict(classes='classes', input_size='input size', fit='fit', mean='mean', std='standard deviation')
+_SHARED = dict(classes='the classes', input_size='the size of the images', fit='the way to fit photos (fit)',
+               mean='the mean of the pixels', std='the standard deviation of the pixels')
 
 def _check_paths(paths:Sequence[Path], out:Path):
     "Raises `ConfigError` for a single file, a file that is named twice, and an `out` that cannot be it."
@@ -277,10 +278,10 @@ def _check_cards(paths:Sequence[Path], cards):
         for name,words in _SHARED.items():
             ours,theirs = getattr(first, name),getattr(card, name)
             if ours == theirs: continue
-            if name == 'classes' and sorted(ours) == sorted(theirs): words = 'order of classes'
+            if name == 'classes' and sorted(ours) == sorted(theirs): words = 'the order of the classes'
             listed = [printable(', '.join(map(str, v[:5])) if isinstance(v, tuple) else str(v))
                       for v in (theirs, ours)]
-            raise ModelError(f'{path} has another {words} than {paths[0]} ({listed[0]}; {listed[1]}): '
+            raise ModelError(f'{path} and {paths[0]} differ in {words} ({" and ".join(listed)}): '
                              'the members of one model see the same images and answer the same question')
         if card.provenance is not None:
             raise ModelError(f'{path} is a network of your own ({printable(card.architecture)}): '

@@ -49,7 +49,7 @@ def check_members(
 )->tuple[float, ...]: # The temperatures
     "Raises `ConfigError` that says what an ensemble cannot have."
     if not 2 <= n <= MAX_MEMBERS:
-        raise ConfigError(f'an ensemble of {n:,} networks: use 2 to {MAX_MEMBERS} members')
+        raise ConfigError(f'an ensemble has 2 to {MAX_MEMBERS} members, and this one has {n:,}')
     if combine not in COMBINATIONS:
         raise ConfigError(f'cannot average {combine!r}: {nearest(str(combine), list(COMBINATIONS))}')
     if temperatures is None: return (1.,)*n
