@@ -415,4 +415,5 @@ def ensemble(
     if soup: make_soup(paths, out, half=half)
     else: make_ensemble(paths, out, combine='logits' if logits else 'probabilities', half=half)
     cost = 'one network' if soup else f'{len(paths)} networks, all of which compute each prediction'
-    print(printable(f'saved {out}: {cost}; measure it: cifar-nb evaluate {out}', 1000))
+    print(printable(f'saved {out}: {cost}', 1000))
+    print(printable(f'next: cifar-nb calibrate {out}, then cifar-nb evaluate {out}', 1000))

@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tools.files import PNG
 
@@ -17,7 +18,15 @@ from cifar_nb.datasets import image_keys
 from cifar_nb.explain import hires_cam
 from cifar_nb.export import same_answers, with_backend
 from cifar_nb.images import channel_stats, normalize, synthetic
-from cifar_nb.modelfile import _seal, find_model, load_model, read_card, read_model, read_trained_keys, save_model
+from cifar_nb.modelfile import (
+    _seal,
+    find_model,
+    load_model,
+    read_card,
+    read_model,
+    read_trained_keys,
+    save_model,
+)
 from cifar_nb.models import create_model
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
@@ -44,23 +53,31 @@ def make(tmp_path_factory):
     "Writes a small model, with the statistics of the shapes unless told otherwise."
     folder = tmp_path_factory.mktemp("members")
     base = load_model("simple")[1]
-    def make(name, seed, known=100, architecture="speed_net", arguments=WIDE, **fields):
+    def make(name, seed, *, known=100, architecture="speed_net", arguments=WIDE, steps=0, **fields):
         torch.manual_seed(seed)
         net = create_model(architecture, **arguments)
-        with torch.no_grad():  # scores that differ from image to image, as those of a trained network do
-            for p in net.parameters(): p.mul_(1.5)
-        fields = dict(STATS._asdict(), temperature=1 + seed/2, seed=seed, epochs=3, recipe={"lr": .1, "start": "base"},
-                      architecture=architecture, arguments=arguments, dataset="synthetic", classes=SHAPES.classes,
-                      validation_accuracy=.5, test_accuracy=.5, trained_on=None, operating_point=None) | fields
+        opt = torch.optim.Adam(net.parameters(), .01)
+        for _ in range(steps):  # so that its scores say something
+            some = torch.randint(len(SHAPES), (50,))
+            loss = F.cross_entropy(net(normalize(SHAPES.pixels[some], STATS)), SHAPES.labels[some])
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        fields = dict(
+            STATS._asdict(), temperature=1 + seed/2, seed=seed, epochs=3, recipe={"lr": .1, "start": "base"},
+            architecture=architecture, arguments=arguments, dataset="synthetic", classes=SHAPES.classes,
+            validation_accuracy=.5, test_accuracy=.5, trained_on=None, operating_point=None) | fields
         keys = None if known is None else image_keys(SHAPES[:known])
-        return save_model(net, base.model_copy(update=fields), folder/f"{name}.safetensors", trained_keys=keys)
+        path = folder/f"{name}.safetensors"
+        return save_model(net, base.model_copy(update=fields), path, trained_keys=keys)
     return make
 
 
 @pytest.fixture(scope="module")
 def members(make):
     simple = dict(n_classes=10, size=32, widths=[8, 8], hidden=16)
-    return [make("a", 0), make("b", 1, known=150), make("c", 2, architecture="simple_cnn", arguments=simple)]
+    return [make("a", 0, steps=25), make("b", 1, known=150, steps=25),
+            make("c", 2, architecture="simple_cnn", arguments=simple, steps=25)]
 
 
 @pytest.fixture
@@ -89,31 +106,47 @@ def test_logits_give_the_geometric_mean(command, members, tmp_path):
     assert np.abs(probabilities(out) - product/product.sum(1, keepdims=True)).max() < 1e-5
 
 
-def test_a_card_says_what_is_known_and_no_more(command, make, members, joined, tmp_path):
+def test_a_card_says_what_is_known_and_no_more(command, make, members, joined):
     card = read_card(joined)
     assert (card.architecture, card.temperature, card.epochs) == ("ensemble", 1, 9)
     assert card.arguments["temperatures"] == [1, 1.5, 2]
     assert card.validation_accuracy is None and card.test_accuracy is None
-    assert card.recipe["lr"] == .1 and [m["file"] for m in card.recipe["members"]] == [p.name for p in members]
+    assert card.recipe["lr"] == .1
+    assert [m["file"] for m in card.recipe["members"]] == [path.name for path in members]
     assert torch.equal(read_trained_keys(joined), image_keys(SHAPES[:150]).unique())
-    silent = make("silent", 9, known=None)
-    assert command("ensemble", members[0], silent, "--out", tmp_path/"s.safetensors").code == 0
-    assert read_trained_keys(tmp_path/"s.safetensors") is None
+    silent,out = make("silent", 9, known=None), joined.with_name("silent.safetensors")
+    assert command("ensemble", members[0], silent, "--out", out).code == 0
+    assert read_trained_keys(out) is None
     said = command("info", joined).out
     assert "made of              a.safetensors, b.safetensors, c.safetensors" in said
     done = command("train", "--from-card", joined)
     assert done.code == 2 and "this model was made of others" in done.err
 
 
-def test_evaluate_and_predict_take_it(command, joined, tmp_path, caplog):
+def test_evaluate_and_predict_take_it(command, joined, caplog):
     done = command("evaluate", joined, "--json")
     assert done.code == 0 and "learned from 150 of these 1,000 images" in caplog.text
     right = probabilities(joined, SHAPES).argmax(1) == SHAPES.labels.numpy()
     assert json.loads(done.out)["top1"] == pytest.approx(right.mean(), abs=1e-6)
-    image = tmp_path/"x.png"
+    image = joined.with_name("x.png")
     Image.fromarray(SHAPES.pixels[7].permute(1, 2, 0).numpy()).save(image)
-    answer = json.loads(command("predict", image, "--model", joined, "--json").out)
-    assert list(answer["probabilities"].values()) == pytest.approx(probabilities(joined)[7].tolist(), abs=1e-5)
+    found = json.loads(command("predict", image, "--model", joined, "--json").out)["probabilities"]
+    assert list(found.values()) == pytest.approx(probabilities(joined)[7].tolist(), abs=1e-5)
+
+
+def test_an_ensemble_can_be_calibrated(command, joined):
+    out = joined.with_name("calibrated.safetensors")
+    before = probabilities(joined)
+    done = command("calibrate", joined, "--out", out)
+    assert done.code == 0 and f"saved {out}" in done.out, done.err
+    losses = [float(line.rpartition("loss ")[2]) for line in done.out.splitlines()[:2]]
+    card = read_card(out)
+    assert losses[1] <= losses[0] and card.temperature != 1 and card.confidence_threshold > .1
+    powers = before**(1/card.temperature)
+    assert np.abs(probabilities(out) - powers/powers.sum(1, keepdims=True)).max() < 1e-4
+    assert command("threshold", out, "--recall", "circle=0.9").code == 0
+    done = command("calibrate", out)
+    assert done.code == 2 and done.err.count("\n") == 1 and "has an operating point" in done.err
 
 
 @pytest.mark.parametrize("backend", ["bfloat16", "onnx"])
@@ -138,8 +171,8 @@ def test_the_service_answers_and_explains(joined):
     assert torch.allclose(hires_cam(predictor.model, x, torch.tensor([3, 4])), expected, atol=1e-5)
 
 
-def test_a_soup_is_one_network_with_the_mean_of_the_weights(command, make, members, tmp_path, caplog):
-    out = tmp_path/"soup.safetensors"
+def test_a_soup_is_one_network_with_the_mean_of_the_weights(command, make, members, caplog):
+    out = members[0].with_name("soup.safetensors")
     assert command("ensemble", *members[:2], "--soup", "--out", out).code == 0
     assert "one start" not in caplog.text
     soup, card = read_model(out)
@@ -168,13 +201,14 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_members_that_do_not_belong_together(command, make, members, tmp_path, what):
+def test_members_that_do_not_belong_together(command, make, members, what):
     fields, says = DIFFERENT[what]
+    out = members[0].with_name("out.safetensors")
     other = make("other", 5, **fields)
-    done = command("ensemble", members[0], other, "--out", tmp_path/"out.safetensors")
+    done = command("ensemble", members[0], other, "--out", out)
     assert done.code == 4 and done.err.count("\n") == 1, done.err
-    assert f"cifar-nb: {other} and {members[0]} {says}" in done.err or says in done.err
-    assert not (tmp_path/"out.safetensors").exists()
+    assert done.err.startswith(f"cifar-nb: {other} and {members[0]} differ in ") and says in done.err
+    assert not out.exists()
 
 
 def test_files_that_cannot_be_members(command, members, joined, tmp_path):
@@ -193,8 +227,9 @@ def test_files_that_cannot_be_members(command, members, joined, tmp_path):
         done = command("ensemble", *args, "--out", out)
         assert (done.code, done.err.count("\n")) == (code, 1) and says in done.err, done.err
     before = members[1].read_bytes()
-    for place, says in ((tmp_path/"out.pt", "must end in .safetensors"), (members[1], "is one of the members"),
-                        (copy/"out.safetensors", "cannot be written")):
+    places = {tmp_path/"out.pt": "must end in .safetensors", members[1]: "is one of the members",
+              copy/"out.safetensors": "cannot be written"}
+    for place, says in places.items():
         done = command("ensemble", *members[:2], "--out", place)
         assert done.code == 2 and says in done.err and members[1].read_bytes() == before
     assert not out.exists()
@@ -243,7 +278,8 @@ def test_a_hostile_file_gets_one_line(three, command, tmp_path, what):
     assert says in str(caught.value) and len(str(caught.value)) < 1200
     (tmp_path/"x.png").write_bytes(PNG)
     done = command("predict", tmp_path/"x.png", "--model", path)
-    assert done.code == 4 and done.err.count("\n") == 1 and done.err.startswith(f"cifar-nb: {path} cannot be used")
+    assert done.code == 4 and done.err.count("\n") == 1
+    assert done.err.startswith(f"cifar-nb: {path} cannot be used")
     info = command("info", path)  # reads the card alone
     assert info.code == 0 and len(info.out) < 5000
 
