@@ -25,12 +25,14 @@ from cifar_nb.modelfile import (
     read_card,
     read_model,
     read_trained_keys,
+    replace_card,
     save_model,
 )
 from cifar_nb.models import create_model
 from cifar_nb.predict import Predictor
 from cifar_nb.serve import create_app, served
 from cifar_nb.settings import ServiceSettings
+from cifar_nb.threshold import Measured, OperatingPoint
 
 SHAPES = synthetic("test")
 STATS = channel_stats(SHAPES.pixels)
@@ -76,8 +78,8 @@ def make(tmp_path_factory):
 @pytest.fixture(scope="module")
 def members(make):
     simple = dict(n_classes=10, size=32, widths=[8, 8], hidden=16)
-    return [make("a", 0, steps=25), make("b", 1, known=150, steps=25),
-            make("c", 2, architecture="simple_cnn", arguments=simple, steps=25)]
+    return [make("a", 0, steps=15), make("b", 1, known=150, steps=15),
+            make("c", 2, architecture="simple_cnn", arguments=simple, steps=15)]
 
 
 @pytest.fixture
@@ -144,7 +146,9 @@ def test_an_ensemble_can_be_calibrated(command, joined):
     assert losses[1] <= losses[0] and card.temperature != 1 and card.confidence_threshold > .1
     powers = before**(1/card.temperature)
     assert np.abs(probabilities(out) - powers/powers.sum(1, keepdims=True)).max() < 1e-4
-    assert command("threshold", out, "--recall", "circle=0.9").code == 0
+    some = Measured.of(9, 10)
+    point = OperatingPoint(class_name="circle", threshold=.3, goal="a test", recall=some, false_alarms=some)
+    replace_card(out, card.model_copy(update={"operating_point": point}))
     done = command("calibrate", out)
     assert done.code == 2 and done.err.count("\n") == 1 and "has an operating point" in done.err
 
