@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['card_facts', 'Comparison', 'compare_models', 'verdict_of', 'comparison_table', 'only_one', 'model_or_run',
-           'recipe_differences', 'curves_table', 'plot_curves']
+           'make_ensemble', 'make_soup']
 
 # %% ../nbs/75_compare.ipynb #75004ff
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .core import ConfigError, ModelError, Settings, Table, atomic_path
+from .core import ConfigError, ModelError, Settings, Table, atomic_path, log
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
@@ -30,6 +32,11 @@ from .text import printable
 
 # %% ../nbs/75_compare.ipynb #75007ff
 def _percent(value:float|None)->str: return 'not measured' if value is None else f'{value:.2%}'
+
+def _member_names(card)->list[str]: # Files that it was made of; empty for a model that was trained
+    members = card.recipe.get('members')
+    known = [m for m in members if isinstance(m, dict)] if isinstance(members, list) else []
+    return [str(m.get('file', 'unnamed')) for m in known]
 
 def _epochs_in_words(card)->str:
     text = f'{card.epochs}' if card.epochs else 'not recorded'
@@ -59,13 +66,14 @@ def card_facts(
     card, # A `ModelCard`
 )->list[tuple[str, str]]: # Name and value, in words; printable
     "A card for people."
-    start = card.recipe.get('start', '')
+    start,names = card.recipe.get('start', ''),_member_names(card)
     facts = [
         ('network', f'{card.architecture} {card.arguments}'),
         ('classes', f'{len(card.classes)}: {", ".join(card.classes)}'),
         ('images', f'{card.input_size} x {card.input_size} pixels'),
         ('trained on', f'{card.dataset}, {_learned_from(card)}'),
-        ('started from', start or 'random weights'),
+        *([('made of', ', '.join(names))] if names else []),
+        ('started from', start or ('see each of them' if names else 'random weights')),
         ('epochs', _epochs_in_words(card)),
         ('validation accuracy', _percent(card.validation_accuracy)),
         *([('cross-validation', str(card.folds))] if card.folds else []),
@@ -213,48 +221,6 @@ def model_or_run(
         if (folder/'model.safetensors').is_file(): return folder/'model.safetensors'
     return find_model(name, settings)
 
-def recipe_differences(
-    a, # `ModelCard`s
-    b,
-)->Table: # One row per choice that differs
-    "What two recipes do not have in common."
-    from cifar_nb.checkpoint import flat_choices
-    one,two = flat_choices(a.recipe),flat_choices(b.recipe)
-    keys = [key for key in one | two if one.get(key) != two.get(key)]
-    def cell(recipe, key): return printable(str(recipe[key]), 60) if key in recipe else ''
-    return Table(['choice', 'A', 'B'], [[key, cell(one, key), cell(two, key)] for key in keys])
-
-_CURVES = ('train_loss', 'valid_loss', 'valid_accuracy')
-
-def curves_table(
-    histories:list[list[dict]], # Two, from `read_history`
-    most:int=8, # Epochs that are shown
-)->Table: # The first, the last, and some between
-    "The curves of two runs side by side."
-    n = max(map(len, histories))
-    steps = sorted({round(i*(n-1)/(most-1)) for i in range(most)})
-    names = [name for name in _CURVES if any(name in row for rows in histories for row in rows)]
-    def cell(rows, i, name): return f'{rows[i][name]:.4g}' if i < len(rows) and name in rows[i] else ''
-    header = ['epoch', *(f"{name.replace('_', ' ')} {letter}" for name in names for letter in 'AB')]
-    cells = [[cell(rows, i, name) for name in names for rows in histories] for i in steps]
-    return Table(header, [[i+1, *row] for i,row in zip(steps, cells)])
-
-def plot_curves(
-    histories:list[list[dict]], # Two, from `read_history`
-):
-    "The curves of two runs in common axes. Returns the matplotlib figure."
-    import matplotlib.pyplot as plt
-    fig,axes = plt.subplots(1, len(_CURVES), figsize=(9, 2.6), layout='constrained')
-    for ax,name in zip(axes, _CURVES):
-        for letter,rows in zip('AB', histories):
-            points = [(row['epoch'], row[name]) for row in rows if name in row]
-            if points: ax.plot(*zip(*points), label=letter)
-        ax.set(xlabel='epoch', ylabel=name.replace('_', ' '))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend()
-    plt.close(fig)
-    return fig
-
 # %% ../nbs/75_compare.ipynb #75019ff
 def _listed(c:Comparison, which:int, most:int)->list[str]: # Lines
     found = only_one(c, which)
@@ -278,6 +244,7 @@ def _save_curves(file:str, histories:list)->None:
     if not all(histories):
         raise ConfigError('--curves draws two runs: give the folders of runs, or their names')
     if not file.endswith('.png'): raise ConfigError(f'--curves {file} must end in .png')
+    from cifar_nb.runs import plot_curves
     with atomic_path(file) as part: plot_curves(histories).savefig(part, format='png')
 
 @comparing_commands.command()
@@ -297,7 +264,7 @@ def compare(
     """Compare two models or runs on the same test images: paired test, each class, the images that tell
     them apart; then their recipes, and the curves of runs."""
     from cifar_nb.modelfile import read_card
-    from cifar_nb.runs import read_history
+    from cifar_nb.runs import curves_table, read_history, recipe_differences
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     paths = model_or_run(a, settings),model_or_run(b, settings)
     histories = [read_history(path.parent) for path in paths]
@@ -316,3 +283,165 @@ def compare(
           *_listed(c, 0, most), *_listed(c, 1, most), sep='\n')
     print('', differences if differences.rows else 'both have the same recipe', sep='\n')
     if all(histories): print('', curves_table(histories), sep='\n')
+
+# %% ../nbs/75_compare.ipynb #75024ff
+_SHARED = dict(classes='the classes', input_size='the size of the images', fit='the way to fit photos (fit)',
+               mean='the mean of the pixels', std='the standard deviation of the pixels')
+
+def _check_paths(paths:Sequence[Path], out:Path):
+    "Raises `ConfigError` for a single file, a file that is named twice, and an `out` that cannot be it."
+    from cifar_nb.ensemble import check_members
+    check_members(len(paths))
+    seen:dict[Path, Path] = {}
+    for path in paths:
+        if path.resolve() in seen: raise ConfigError(f'{path} is named twice: a member counts once')
+        seen[path.resolve()] = path
+    if out.suffix != '.safetensors': raise ConfigError(f'{out} must end in .safetensors')
+    if out.resolve() in seen: raise ConfigError(f'{out} is one of the members: choose another file to write')
+
+def _check_cards(paths:Sequence[Path], cards):
+    "Raises `ModelError` that names the file, and what it has that the first one has not."
+    first = cards[0]
+    for path,card in zip(paths, cards):
+        for name,words in _SHARED.items():
+            ours,theirs = getattr(first, name),getattr(card, name)
+            if ours == theirs: continue
+            if name == 'classes' and sorted(ours) == sorted(theirs): words = 'the order of the classes'
+            listed = [printable(', '.join(map(str, v[:5])) if isinstance(v, tuple) else str(v))
+                      for v in (theirs, ours)]
+            raise ModelError(f'{path} and {paths[0]} differ in {words} ({" and ".join(listed)}): '
+                             'the members of one model see the same images and answer the same question')
+        if card.provenance is not None:
+            raise ModelError(f'{path} is a network of your own ({printable(card.architecture)}): '
+                             'use networks of cifar_nb, or `Ensemble` in Python')
+
+def _read_members(paths:Sequence[Path], out:Path)->list[tuple]: # Network and card of each
+    "Raises `ConfigError` or `ModelError` that names the file, also for the same weights twice."
+    from torch import equal
+
+    from cifar_nb.modelfile import read_card, read_model
+    _check_paths(paths, out)
+    _check_cards(paths, [read_card(path) for path in paths])
+    found:list[tuple] = []
+    for path in paths:
+        net,card = read_model(path)
+        mine = net.state_dict()
+        for other,(known,_) in zip(paths, found):
+            theirs = known.state_dict()
+            if mine.keys() == theirs.keys() and all(equal(mine[k], theirs[k]) for k in mine):
+                raise ModelError(f'{path} has the same weights as {other}: a member counts once')
+        found.append((net, card))
+    return found
+
+# %% ../nbs/75_compare.ipynb #75026ff
+def _common(dicts:Sequence[dict])->dict: # What all of them say
+    first,*others = dicts
+    return {key: value for key,value in first.items()
+            if all(key in other and other[key] == value for other in others)}
+
+def _joined_keys(paths:Sequence[Path]): # int64 (N,), or None if one of them is not known
+    from torch import cat
+
+    from cifar_nb.modelfile import read_trained_keys
+    keys = [read_trained_keys(path) for path in paths]
+    known = [k for k in keys if k is not None]
+    return cat(known).unique() if len(known) == len(keys) else None
+
+def _joined_card(paths:Sequence[Path], cards, keys, **network): # A `ModelCard`
+    "What is true of all members, and what each of them adds."
+    shared = _common([card.recipe for card in cards])
+    def own(path, card):
+        choices = {key: value for key,value in card.recipe.items() if key not in shared}
+        return choices | dict(file=path.name, architecture=card.architecture, seed=card.seed)
+    recipe = shared | dict(members=[own(*pair) for pair in zip(paths, cards)])
+    epochs,left_out = [card.epochs for card in cards],[card.left_out for card in cards if card.left_out]
+    noted = _common([card.trained_on or {} for card in cards])
+    revisions = {card.revision for card in cards}
+    return cards[0].model_copy(update=dict(
+        recipe=recipe, dataset=' and '.join(dict.fromkeys(card.dataset for card in cards)),
+        epochs=sum(epochs) if all(epochs) else 0, kept_epoch=None, kept_by=None, epochs_planned=None,
+        trained_on=None if keys is None else dict(noted, images=len(keys)),
+        left_out=max(left_out, default=None), validation_accuracy=None, folds=None, test_accuracy=None,
+        test_accuracy_tta=None, temperature=1., confidence_threshold=None, operating_point=None,
+        versions=_common([card.versions for card in cards]),
+        revision=revisions.pop() if len(revisions) == 1 else '', **network))
+
+def _save(net, card, keys, out:Path, half:bool)->Path:
+    from cifar_nb.modelfile import save_model
+    try: return save_model(net.eval(), card, out, trained_keys=keys, half=half)
+    except OSError as e: raise ConfigError(f'{out} cannot be written: {e.strerror or e}') from e
+
+# %% ../nbs/75_compare.ipynb #75027ff
+def make_ensemble(
+    paths:Sequence[Path], # 2 to 20 model files
+    out:Path, # The file to write, ends in .safetensors
+    *,
+    combine:str='probabilities', # What is averaged: probabilities or logits
+    half:bool=False, # Store 16-bit weights
+)->Path: # `out`
+    """One model file of several: each logit is divided by the temperature of its member, then averaged.
+    Raises `ConfigError` or `ModelError` that names the file and what differs."""
+    from cifar_nb.ensemble import Ensemble
+    members = _read_members(paths, out)
+    cards = [card for _,card in members]
+    for path,card in zip(paths, cards):
+        if card.architecture == 'ensemble':
+            raise ModelError(f'{path} is an ensemble itself: name its members instead')
+    size,k = cards[0].input_size,len(cards[0].classes)
+    data = dict(n_classes=k, size=size)
+    def own(card): return {key: v for key,v in card.arguments.items() if data.get(key) != v}
+    arguments = dict(data, combine=combine, temperatures=[card.temperature for card in cards],
+                     members=[dict(architecture=card.architecture, arguments=own(card)) for card in cards])
+    net = Ensemble([net for net,_ in members], combine=combine, temperatures=arguments['temperatures'])
+    keys = _joined_keys(paths)
+    card = _joined_card(paths, cards, keys, architecture='ensemble', arguments=arguments)
+    return _save(net, card, keys, out, half)
+
+def make_soup(
+    paths:Sequence[Path], # 2 to 20 model files of one network
+    out:Path, # The file to write, ends in .safetensors
+    *,
+    half:bool=False, # Store 16-bit weights
+)->Path: # `out`
+    """One network whose weights are the mean of theirs. Raises `ConfigError` or `ModelError`, also for
+    different networks; logs a warning when they do not come from one start."""
+    from cifar_nb.ensemble import average_weights
+    members = _read_members(paths, out)
+    net,first = members[0]
+    for path,(_,card) in zip(paths, members):
+        if (card.architecture, card.arguments) != (first.architecture, first.arguments):
+            raise ModelError(f'{path} is another network than {paths[0]}: weights of different networks have '
+                             'no mean; an ensemble (without --soup) can have both')
+    cards = [card for _,card in members]
+    starts = {str(card.recipe.get('start', '')) for card in cards}
+    if len(starts) > 1 or '' in starts:
+        log.warning('the members do not say that they come from one start: the mean of their weights is then '
+                    'often worthless, so measure it; an ensemble (without --soup) has no such limit')
+    net.load_state_dict(average_weights([net.state_dict() for net,_ in members]))
+    keys = _joined_keys(paths)
+    return _save(net, _joined_card(paths, cards, keys), keys, out, half)
+
+# %% ../nbs/75_compare.ipynb #75028ff
+_Several = Annotated[list[str], typer.Argument(metavar='A B…', help=f'Two or more of: {A_MODEL}')]
+_ToModel = Annotated[Path, typer.Option(help='The model file to write, ends in .safetensors')]
+
+@comparing_commands.command()
+def ensemble(
+    models:_Several,
+    out:_ToModel,
+    logits:Annotated[bool, typer.Option('--logits', help='Average logits instead of probabilities')]=False,
+    soup:Annotated[bool, typer.Option(
+        '--soup', help='Average the weights of networks from one start: a single network')]=False,
+    half:Annotated[bool, typer.Option('--half', help='Store 16-bit weights')]=False,
+):
+    "Make one model file of several: the mean of what they say, or of their weights."
+    if logits and soup: raise ConfigError('--logits and --soup are two ways: give one of them')
+    from cifar_nb.modelfile import find_model
+    settings = read_settings()
+    paths = [find_model(name, settings) for name in models]
+    out = Path(os.path.expanduser(out))
+    if soup: make_soup(paths, out, half=half)
+    else: make_ensemble(paths, out, combine='logits' if logits else 'probabilities', half=half)
+    cost = 'one network' if soup else f'{len(paths)} networks, all of which compute each prediction'
+    print(printable(f'saved {out}: {cost}', 1000))
+    print(printable(f'next: cifar-nb calibrate {out}, then cifar-nb evaluate {out}', 1000))

@@ -7,6 +7,7 @@ __all__ = ['hires_cam', 'draw_overlay']
 
 # %% ../nbs/42_explain.ipynb #b1490090
 from collections.abc import Iterator
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ def _last_feature_maps(
     return kept[0],logits
 
 # %% ../nbs/42_explain.ipynb #f7a2284c
+@singledispatch
 def hires_cam(
     model:nn.Module, # In evaluation mode
     x:Tensor, # float32 (B,C,H,W), normalised

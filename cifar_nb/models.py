@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'SIZE_LIMITS', 'UpsampledConv2d', 'resnet',
-           'speed_conv', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'transfer_', 'imagenet_file',
-           'why_no_imagenet', 'imagenet_weights']
+           'speed_conv', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'ensemble', 'transfer_',
+           'imagenet_file', 'why_no_imagenet', 'imagenet_weights']
 
 # %% ../nbs/52_models.ipynb #52003aa
 import inspect
@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from .convnet import SimpleCNN
 from .core import CifarNbError, ConfigError, ModelError, nearest
+from .ensemble import Ensemble, check_members
 from .norms import EnhancedCNN
 from .skips import SEResNet
 
@@ -251,6 +252,41 @@ def create_model(
     if any(is_lazy(p) for p in net.parameters()):
         raise ConfigError(f'{name} has lazy layers: give the sizes of all its layers')
     return net.to(memory_format=torch.channels_last)
+
+# %% ../nbs/52_models.ipynb #520e2aa
+_SINGLE = tuple(ARCHITECTURES)  # What an ensemble may have as members
+
+def _member(description, n_classes, size):
+    name,arguments = description.get('architecture'),description.get('arguments', {})
+    if name not in _SINGLE:
+        advice = nearest(str(name), sorted(_SINGLE))
+        raise ConfigError(f'{reprlib.repr(name)} cannot be in an ensemble: {advice}')
+    if description.keys() - {'architecture', 'arguments'} or not isinstance(arguments, dict):
+        raise ConfigError('give its architecture and its arguments, and nothing else')
+    if arguments.get('n_classes', n_classes) != n_classes:
+        raise ConfigError(f'it has {reprlib.repr(arguments["n_classes"])} classes, the ensemble {n_classes}')
+    return create_model(name, **dict(n_classes=n_classes, size=size) | arguments)
+
+def ensemble(
+    n_classes:int=10,  # Scores per image
+    size:int=32,  # Smallest height and width that it will get
+    *,
+    members:list[dict[str, Any]]|None=None,  # Each has `architecture` and, where needed, `arguments`
+    combine:str='probabilities',  # What is averaged: probabilities or logits
+    temperatures:list[float]|None=None,  # Divide each member's logits; None is 1 for all
+)->nn.Module:  # (B,3,H,W) to logits (B,n_classes)
+    "Several networks of ours as one. Raises `ConfigError` that names the member at fault."
+    members = members or []
+    check_members(len(members), combine, temperatures)
+    nets = []
+    for i,description in enumerate(members, 1):
+        try:
+            nets.append(_member(description, n_classes, size))
+        except ConfigError as e:
+            raise ConfigError(f'member {i}: {e}') from e
+    return Ensemble(nets, combine=combine, temperatures=temperatures)
+
+ARCHITECTURES['ensemble'] = ensemble
 
 # %% ../nbs/52_models.ipynb #52031aa
 def transfer_(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['operating_commands', 'Recall', 'FalseAlarms', 'open_data', 'warn_if_learned', 'measure_as_served',
-           'validation_images', 'read_goal', 'threshold']
+           'validation_images', 'read_goal', 'threshold', 'recalibrate']
 
 # %% ../nbs/76_operate.ipynb #76004bb
 import json
@@ -98,7 +98,7 @@ def validation_images(
                           'give validation images of your own with --data train=DIR,valid=DIR,test=DIR')
     if keys is not None: images = images[~torch.isin(image_keys(images), keys)]
     if len(images): return images
-    raise ConfigError(f'a threshold needs validation images, and the model learned from all of {name}: '
+    raise ConfigError(f'this needs validation images, and the model learned from all of {name}: '
                       'train it with --held-out 0.2, or let training choose from its folds (train --folds 5 '
                       '--recall CLASS=FRACTION), or give other labelled images with --data')
 
@@ -218,3 +218,30 @@ def _say(card, as_json:bool):
     if point: return print(printable(str(point), 500))
     print('no operating point: it says the most probable class. Choose one with --recall CLASS=FRACTION, '
           'or --false-alarms CLASS=FRACTION')
+
+# %% ../nbs/76_operate.ipynb #76031bb
+def recalibrate(
+    path:Path, # A model file
+    out:Path|None=None, # The file to write; None takes the same
+    *,
+    data:str|None=None, # A name for `load_dataset`; None takes what the model was trained on
+    group:str|None=None, # As for `open_data`
+    settings:Settings|None=None, # Read from the environment when None
+)->tuple[Path, list[tuple]]: # The file, and temperature, error and loss before and after
+    "Find temperature and familiarity threshold on validation images, for the card. Raises `ConfigError`."
+    from cifar_nb.predict import Predictor
+    from cifar_nb.trust import calibrate, calibrated, calibration_error
+    settings = settings or Settings.read()
+    target,predictor = _target(path, out),Predictor.load(str(path), settings)
+    card = predictor.card
+    if card.operating_point:
+        raise ConfigError(f'{path} has an operating point, which holds for its present probabilities: remove '
+                          'it with `cifar-nb threshold MODEL --clear`, and choose it again afterwards')
+    where,dataset = open_data(card, data, settings, group)
+    before = measure_as_served(predictor, validation_images(path, where, dataset), where)
+    temperature = min(max(card.temperature*calibrate(before), .01), 100.)
+    after = calibrated(before, temperature/card.temperature)
+    familiar = after.probabilities.amax(1).quantile(.05).item()
+    _write(path, card.model_copy(update=dict(temperature=temperature, confidence_threshold=familiar)), target)
+    both = (card.temperature, before), (temperature, after)
+    return target,[(t, calibration_error(report), report.loss) for t,report in both]

@@ -124,6 +124,9 @@ def recipe_of(card:ModelCard)->AnyRecipe: # As it was trained, with the precisio
     if not card.recipe:
         raise ConfigError('the card of this model holds no recipe: train by the name of one '
                           '(`cifar-nb recipes` lists them)')
+    if 'members' in card.recipe:
+        raise ConfigError('this model was made of others, and each of them has a recipe of its own: '
+                          'train by the card of one of them (`cifar-nb info` names them)')
     try: return recipe_from(card.recipe)
     except ConfigError as e:
         raise ConfigError(f'the card of this model holds no recipe that this version can run: {e}') from e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numbered_folders', 'make_numbered', 'RunFolder', 'read_history', 'read_facts', 'logged_in', 'describe', 'open_run',
-           'refuse_other', 'publish']
+           'refuse_other', 'publish', 'recipe_differences', 'curves_table', 'plot_curves']
 
 # %% ../nbs/73_runs.ipynb #73004ff
 import csv
@@ -22,8 +22,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .checkpoint import Checkpointer, check_config, check_plan
-from .core import ConfigError, ModelError, atomic_path, free_space, log
+from .checkpoint import Checkpointer, check_config, check_plan, flat_choices
+from .core import ConfigError, ModelError, Table, atomic_path, free_space, log
 from .device import library_versions, source_revision
 from .modelfile import ModelCard, read_card
 from .text import printable
@@ -292,3 +292,45 @@ def publish(
         try: os.link(model, part)
         except OSError: shutil.copyfile(model, part)  # another file system, or one without links
     return f'{out}{note}'
+
+# %% ../nbs/73_runs.ipynb #73041ru
+def recipe_differences(
+    a, # `ModelCard`s
+    b,
+)->Table: # One row per choice that differs
+    "What two recipes do not have in common."
+    one,two = flat_choices(a.recipe),flat_choices(b.recipe)
+    keys = [key for key in one | two if one.get(key) != two.get(key)]
+    def cell(recipe, key): return printable(str(recipe[key]), 60) if key in recipe else ''
+    return Table(['choice', 'A', 'B'], [[key, cell(one, key), cell(two, key)] for key in keys])
+
+_CURVES = ('train_loss', 'valid_loss', 'valid_accuracy')
+
+def curves_table(
+    histories:list[list[dict]], # Two, from `read_history`
+    most:int=8, # Epochs that are shown
+)->Table: # The first, the last, and some between
+    "The curves of two runs side by side."
+    n = max(map(len, histories))
+    steps = sorted({round(i*(n-1)/(most-1)) for i in range(most)})
+    names = [name for name in _CURVES if any(name in row for rows in histories for row in rows)]
+    def cell(rows, i, name): return f'{rows[i][name]:.4g}' if i < len(rows) and name in rows[i] else ''
+    header = ['epoch', *(f"{name.replace('_', ' ')} {letter}" for name in names for letter in 'AB')]
+    cells = [[cell(rows, i, name) for name in names for rows in histories] for i in steps]
+    return Table(header, [[i+1, *row] for i,row in zip(steps, cells)])
+
+def plot_curves(
+    histories:list[list[dict]], # Two, from `read_history`
+):
+    "The curves of two runs in common axes. Returns the matplotlib figure."
+    import matplotlib.pyplot as plt
+    fig,axes = plt.subplots(1, len(_CURVES), figsize=(9, 2.6), layout='constrained')
+    for ax,name in zip(axes, _CURVES):
+        for letter,rows in zip('AB', histories):
+            points = [(row['epoch'], row[name]) for row in rows if name in row]
+            if points: ax.plot(*zip(*points), label=letter)
+        ax.set(xlabel='epoch', ylabel=name.replace('_', ' '))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend()
+    plt.close(fig)
+    return fig
