@@ -3,9 +3,10 @@
     python benchmarks/ensemble.py                      five trainings, an hour on two cores
     python benchmarks/ensemble.py --folder members     go on with the model files that are there
 
-All official training images are learned from, and the official test images choose nothing. A killed run goes
-on where it was. Members may also be made one by one, by `cifar-nb train --recipe speed94 --held-out 0 --seed 30
---out members/s30.safetensors`. Writes results/ensemble.json; the members are not kept in the repository.
+All official training images are learned from, and the official test images choose nothing. A killed run
+goes on where it was. Members may also be made one by one, by `cifar-nb train --recipe speed94 --held-out 0
+--seed 30 --out members/s30.safetensors`. Writes results/ensemble.json; the members are not kept in the
+repository.
 """
 import statistics
 import time
@@ -26,10 +27,11 @@ from cifar_nb.folders import load_dataset
 from cifar_nb.modelfile import load_model, read_card
 from cifar_nb.recipes import find_recipe
 
-WHAT = ("members trained by one recipe with different seeds on all official training images, tested on the "
-        "official test images with a single view unless it says six; accuracies, losses and calibration errors "
-        "(ece) as fractions; rows for n members are means over cyclic choices of n; agreement is the mean over "
-        "pairs; milliseconds per image are medians, one by one and in batches of 100")
+WHAT = ("members trained by one recipe with different seeds on all official training images, tested on "
+        "the official test images with a single view unless it says six; accuracies, losses and "
+        "calibration errors (ece) as fractions; rows for n members are means over cyclic choices of n; "
+        "agreement is the mean over pairs; milliseconds per image are medians, one by one and in batches "
+        "of 100")
 FOLDER = "Where the members are kept, so that a killed run goes on"
 
 
