@@ -13,7 +13,7 @@ MOST_NAMES, MOST_LINES = 20, 260
 LONGER = {
     "cli", "compare", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile",
     "importing", "modelfile", "models", "observe", "photos", "records", "retrain", "runs", "serve",
-    "track", "training"}
+    "track", "training", "tune"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton",
          "optuna", "mlflow"}
 ALONE = """
