@@ -210,7 +210,8 @@ def save_study(study, plan:Plan, folder:Path)->list[str]: # Names of the files
 # %% ../nbs/85_tune.ipynb #85050tu
 tuning_commands = new_app()
 _SPACE = 'What to search, as TOML [else around the values of the recipe]'
-_STORAGE = 'A database that several machines share [else a journal in the folder]'
+_STORAGE = ('A database that several machines share: postgresql+psycopg://USER:PASSWORD@HOST/NAME, '
+            'after pip install "psycopg[binary]" [else a journal in the folder]')
 
 @tuning_commands.command()
 def tune(
@@ -248,12 +249,11 @@ def tune(
     repeatable_kernels()
     if best_device(settings.device) == 'cpu': keep_memory()
     print(f'{folder}: {", ".join(plan.space)}', flush=True)
-    shown = '{:.4f}'.format if loss else '{:.2%}'.format
+    column,shown = f'validation {plan.objective}','{:.4f}'.format if loss else '{:.2%}'.format
     def show(study, trial):
         rows = study_rows(study)
         n = sum(row['state'] in ('complete', 'pruned') for row in rows)
-        told = trial_line(rows[trial.number], f'validation {plan.objective}', shown)
-        print(f'{n}/{trials}  {told}', flush=True)
+        print(f'{n}/{trials} ', trial_line(rows[trial.number], column, shown), flush=True)
     done = search(plan, folder, settings, trials, url=storage, show=show)
     print('', trials_table(best_first(study_rows(done), plan.maximize)[:5], plan.start), sep='\n')
     print(f'\nsaved {", ".join(save_study(done, plan, folder))} in {folder}; to test the winner once: '

@@ -12,7 +12,7 @@ MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
     "cli", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile", "importing",
-    "modelfile", "models", "observe", "photos", "records", "serve", "training"}
+    "modelfile", "models", "observe", "photos", "records", "search", "serve", "training"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton",
          "optuna"}
 ALONE = """

@@ -214,7 +214,7 @@ def test_a_bad_space_is_refused_before_data_is_read(text, said, *, place, monkey
     (["--epochs", 2], "another recipe (epochs = 1)"), (["--loss"], "another objective (accuracy)"),
     (["--seeds", 2], "another seeds (1)"), (["--study", "../x"], "the name of a folder"),
     (["--space", "missing.toml"], "missing.toml cannot be read"), (["--space", "x.txt"], "must end in .toml"),
-    (["--storage", "nonsense"], "cannot be opened: ArgumentError")])
+    (["--storage", "nonsense"], "is not the URL of a database")])
 def test_another_study_is_refused_before_data_is_read(more, said, *, place, monkeypatch):
     open_study(place / "studies" / "tiny", tiny_plan(place).facts, maximize=True)
     monkeypatch.setattr("cifar_nb.folders.load_dataset", None)
