@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 from tools.command import ended, run, start
 from tools.files import two_classes
 from tools.server import until
@@ -174,6 +175,17 @@ def test_two_processes_share_a_study(place):
     assert sorted(told[0] + told[1]) == list("0123")
     assert told[0] and told[1]
     assert [row["values"] for row in rows].count(rows[0]["values"]) == 1
+
+
+def test_no_trial_begins_in_the_turn_of_another_process(place):
+    folder = place / "studies" / "tiny"
+    study = open_study(folder, {}, maximize=True)
+    with FileLock(folder / ".study.lock"):
+        process = begin(place, 1)
+        until(lambda: (place / "log").exists() and (place / "log").read_text())  # its first line
+        process.join(3)
+        assert study.trials == []
+    assert ended(process) == [0] and len(study.trials) == 1
 
 
 def test_a_database_may_hold_the_study(place):
