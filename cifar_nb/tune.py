@@ -164,7 +164,7 @@ def run_trial(
         for i in range(plan.seeds):
             seeded = with_changes(recipe, dict(seed=(recipe.seed+i) % 2**32))
             scores.append(train_once(seeded, data, settings, watch)[column])
-    except (TrainingDiverged, ConfigError, DatasetError) as e:  # bad values are no reason to end the study
+    except (TrainingDiverged, ConfigError, DatasetError) as e:  # bad values do not end the study
         trial.set_user_attr('note', str(e))
         raise TrialPruned from e
     trial.set_user_attr('scores', scores)
