@@ -12,6 +12,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,63 @@ def suggest(
     return trial.params
 
 # %% ../nbs/35_search.ipynb #35045se
+_DATABASE = 'postgresql+psycopg://USER:PASSWORD@HOST/NAME (%40 for an @ in the password) or sqlite:///FILE'
+_GRACE = 60 # Seconds without a heartbeat after which a trial in a database counts as killed
+_LOCK = 0x63696661726e62 # Of PostgreSQL, for all studies in one database: "cifarnb"
+
+def _database(url:str): # A `sqlalchemy.URL`
+    "Raises `ConfigError`, which does not repeat the URL: it may hold a password."
+    from importlib.util import find_spec
+
+    from sqlalchemy import exc, make_url
+    try: made = make_url(url)
+    except (exc.ArgumentError, ValueError): made = None
+    known = made and made.drivername in ('postgresql', 'postgresql+psycopg', 'sqlite')
+    if not made or not known or '@' in (made.host or ''):
+        raise ConfigError(f'that is not the URL of a database for a study: write {_DATABASE}')
+    if made.drivername == 'sqlite': return made
+    if not find_spec('psycopg'):
+        raise ConfigError('a study in PostgreSQL needs a driver: pip install "psycopg[binary]"')
+    # A machine that falls asleep in the middle of a transaction does not keep the others waiting
+    sleep = f'-c idle_in_transaction_session_timeout={_GRACE}s'
+    query = {'connect_timeout': '10', 'options': sleep, **made.query}
+    return made.set(drivername='postgresql+psycopg', query=query)
+
+def _reason(error:BaseException, url:str|None)->str:
+    "The words of the driver, without the password."
+    while error.__cause__: error = error.__cause__
+    said = ' '.join(f'{type(error).__name__}: {error}'.split())
+    made = _database(url) if url else None
+    for secret in (url, made and made.password, made and made.query.get('password')):
+        if secret: said = said.replace(str(secret), '***')
+    return said[:300]
+
 def _open_storage(folder:Path, url:str|None): # Of Optuna
     from filelock import FileLock
     storages = import_optuna().storages
-    if url: return storages.RDBStorage(url, heartbeat_interval=20, grace_period=60)
+    if url:
+        # Connections may be dropped during a long training: each is tried before it is used
+        return storages.RDBStorage(
+            _database(url).render_as_string(hide_password=False), dict(pool_pre_ping=True),
+            heartbeat_interval=max(1, _GRACE//3), grace_period=_GRACE)
     # The system releases this lock when a process is killed
     lock:Any = FileLock(folder/'.journal.lock')
     backend = storages.journal.JournalFileBackend(str(folder/'journal.log'), lock)
     return storages.JournalStorage(backend)
+
+@contextmanager
+def _turn(folder:Path, url:str|None)->Iterator[Any]: # A connection to PostgreSQL, or None
+    "One process at a time. The lock is released when the process ends, however it ends."
+    from filelock import FileLock
+    if not url or _database(url).drivername == 'sqlite':
+        with FileLock(folder/'.study.lock'): yield
+        return
+    import sqlalchemy
+    engine = sqlalchemy.create_engine(
+        _database(url), poolclass=sqlalchemy.NullPool, isolation_level='READ COMMITTED')
+    with engine.begin() as connection: # all machines share the database, but not the folder
+        connection.exec_driver_sql(f'select pg_advisory_xact_lock({_LOCK})')
+        yield connection
 
 def open_study(
     folder:Path, # Made if it is missing; its name is that of the study
@@ -118,19 +168,19 @@ def open_study(
     url:str|None=None, # Of a database; None takes a journal in the folder
 ): # An `optuna.Study`
     "A study, old or new. Raises `ConfigError` for one that cannot be opened, or that has other facts."
-    from filelock import FileLock
     optuna = import_optuna()
+    if url is not None: _database(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder/'.study.lock'):
+        with _turn(folder, url):
             study = optuna.create_study(
                 storage=_open_storage(folder, url), study_name=folder.name, load_if_exists=True,
                 direction='maximize' if maximize else 'minimize')
             had = facts | study.user_attrs
             for name in facts.keys() - study.user_attrs.keys(): study.set_user_attr(name, facts[name])
     except Exception as e: # each database has errors of its own
-        reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
-        raise ConfigError(f'the study {folder.name} cannot be opened: {reason}') from e
+        check = ': check host, port, user, password and name of the database' if url else ''
+        raise ConfigError(f'the study {folder.name} cannot be opened: {_reason(e, url)}{check}') from e
     for name,text in facts.items():
         if had[name] == text: continue
         other = [line for line in had[name].splitlines() if line not in text.splitlines()]
@@ -139,15 +189,40 @@ def open_study(
     return study
 
 # %% ../nbs/35_search.ipynb #35050se
-def _fail_killed(study, folder:Path, states):
-    "Trials whose process is gone are marked as failed. Each one that runs holds a lock of its own."
+_SILENT = """select number from trials join studies using (study_id) where study_name = %s
+             and state = 'RUNNING' and trial_id not in (select trial_id from trial_heartbeats)"""
+
+def _silent(connection, study)->set[int]: # Trials that are running and have not written a heartbeat
+    return {*connection.exec_driver_sql(_SILENT, (study.study_name,)).scalars()} if connection else set()
+
+def _fail_killed(study, folder:Path, url:str|None, connection):
+    "Trials whose process is gone are marked as failed, by their heartbeat or their lock."
     from filelock import FileLock, Timeout
+    optuna = import_optuna()
+    states = optuna.trial.TrialState
+    # Optuna's own check leaves out those that were killed before their first heartbeat
+    for number in _silent(connection, study): study.tell(number, state=states.FAIL)
+    if url: return optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=[states.RUNNING]):
         lock = FileLock(folder/f'.trial-{trial.number}.lock', timeout=0)
         try:
             with lock: study.tell(trial.number, state=states.FAIL)
         except Timeout: continue
         Path(lock.lock_file).unlink(missing_ok=True)
+
+def _is_lost(error:Exception)->bool: # Optuna has no error of its own for it
+    "Whether another process has marked the trial as failed while this one ran it."
+    finished = import_optuna().exceptions.UpdateFinishedTrialError
+    return isinstance(error, finished) or str(error) == 'Cannot tell a FAIL trial.'
+
+@contextmanager
+def _database_errors(name:str, url:str|None)->Iterator[None]:
+    "A database that cannot be reached any more is a `ConfigError`."
+    from sqlalchemy.exc import SQLAlchemyError
+    try: yield
+    except (SQLAlchemyError, import_optuna().exceptions.StorageInternalError) as e:
+        raise ConfigError(f'the database of the study {name} was lost: {_reason(e, url)}: '
+                          'when it is back, the same command goes on') from e
 
 def run_study(  # noqa: PLR0913
     study, # From `open_study`
@@ -164,17 +239,20 @@ def run_study(  # noqa: PLR0913
     "Run trials until there are enough. Other processes may do the same at the same time."
     from filelock import FileLock
     optuna = import_optuna()
-    states,turn,alive = optuna.trial.TrialState,FileLock(folder/'.study.lock'),[]
+    states,turn,held,begun = optuna.trial.TrialState,ExitStack(),ExitStack(),[]
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
     def run(trial):
-        alive.append(FileLock(folder/f'.trial-{trial.number}.lock'))
-        alive[0].acquire()
-        turn.release()
+        begun.append(trial.number)
+        lock = FileLock(folder/f'.trial-{trial.number}.lock')
+        held.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        held.enter_context(lock)
+        while trial.number in _silent(connection, study): time.sleep(.01) # until its heartbeat has begun
+        turn.close()
         return objective(trial)
     while True:
-        with turn:
-            if url: optuna.storages.fail_stale_trials(study)
-            else: _fail_killed(study, folder, states)
+        with _database_errors(folder.name, url), turn:
+            connection = turn.enter_context(_turn(folder, url))
+            _fail_killed(study, folder, url, connection)
             trials = study.get_trials(deepcopy=False)
             done = sum(t.state in (states.COMPLETE, states.PRUNED) for t in trials)
             if done >= n_trials: return
@@ -183,12 +261,11 @@ def run_study(  # noqa: PLR0913
                 if start and start not in tried: study.enqueue_trial(start)
                 # Other draws for each trial, and after a restart not the same ones again
                 study.sampler = optuna.samplers.TPESampler(seed=None if url else (seed+len(trials)) % 2**32)
-                try: study.optimize(run, n_trials=1, callbacks=[show])
-                finally:
-                    while alive:
-                        lock = alive.pop()
-                        lock.release()
-                        Path(lock.lock_file).unlink(missing_ok=True)
+                try:
+                    with held: study.optimize(run, n_trials=1, callbacks=[show])
+                except Exception as e:
+                    if not _is_lost(e): raise
+                    show(study, study.get_trials(deepcopy=False)[begun[-1]])
                 continue
         time.sleep(.5)  # others run the last trials, and might be killed
 

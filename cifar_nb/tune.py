@@ -165,7 +165,7 @@ def run_trial(
         for i in range(plan.seeds):
             seeded = with_changes(recipe, dict(seed=(recipe.seed+i) % 2**32))
             scores.append(train_once(seeded, data, settings, watch)[column])
-    except (TrainingDiverged, ConfigError, DatasetError) as e:  # bad values are no reason to end the study
+    except (TrainingDiverged, ConfigError, DatasetError) as e:  # bad values do not end the study
         trial.set_user_attr('note', str(e))
         raise TrialPruned from e
     trial.set_user_attr('scores', scores)
@@ -211,7 +211,8 @@ def save_study(study, plan:Plan, folder:Path)->list[str]: # Names of the files
 # %% ../nbs/85_tune.ipynb #85050tu
 tuning_commands = new_app()
 _SPACE = 'What to search, as TOML [else around the values of the recipe]'
-_STORAGE = 'A database that several machines share [else a journal in the folder]'
+_STORAGE = ('A database that several machines share: postgresql+psycopg://USER:PASSWORD@HOST/NAME, '
+            'after pip install "psycopg[binary]" [else a journal in the folder]')
 
 @tuning_commands.command()
 def tune(
@@ -252,13 +253,12 @@ def tune(
     repeatable_kernels()
     if best_device(settings.device) == 'cpu': keep_memory()
     print(f'{folder}: {", ".join(plan.space)}', flush=True)
-    shown = '{:.4f}'.format if loss else '{:.2%}'.format
+    column,shown = f'validation {plan.objective}','{:.4f}'.format if loss else '{:.2%}'.format
     def show(study, trial):
         rows = study_rows(study)
         tell(f'{study.get_trials(deepcopy=False)[0].datetime_start}', rows)
         n = sum(row['state'] in ('complete', 'pruned') for row in rows)
-        told = trial_line(rows[trial.number], f'validation {plan.objective}', shown)
-        print(f'{n}/{trials}  {told}', flush=True)
+        print(f'{n}/{trials} ', trial_line(rows[trial.number], column, shown), flush=True)
     metric = f'valid_{plan.objective}'
     with tracked_study(folder, settings, data=dataset_name(chosen.data), metric=metric) as tell:
         done = search(plan, folder, settings, trials, url=storage, show=show)

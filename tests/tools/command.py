@@ -1,8 +1,13 @@
-"The commands, called in this process."
+"The commands, called in this process or in another one."
+import multiprocessing
+import os
+import sys
+
 from typer.testing import CliRunner
 
 from cifar_nb.cli import app
 from cifar_nb.core import CifarNbError
+from cifar_nb.shell import run_app
 
 
 def run(*args):
@@ -14,3 +19,34 @@ def run(*args):
         return error.exit_code, done.stdout, f"{done.stderr}{error}\n"
     if error and not isinstance(error, SystemExit): raise error
     return done.exit_code, done.stdout, done.stderr
+
+
+# Importing takes longer than a tiny training, so processes are copies of one that has everything imported
+# (not on macOS, whose libraries do not allow such copies)
+SERVER = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+SERVER.set_forkserver_preload(
+    ["cifar_nb.cli", "cifar_nb.experiment", "cifar_nb.training", "optuna", "sqlalchemy"])
+
+
+def _work(args, log, environment, grace):
+    from cifar_nb import search
+    os.environ.clear()
+    os.environ.update(environment)
+    search._GRACE = grace
+    with open(log, "w", encoding="utf-8", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        run_app(app, [str(arg) for arg in args])
+
+
+def start(*args, log, grace=60, **environment):
+    "A command in a process of its own, which writes all that it says to the file `log`."
+    everything = (args, log, os.environ | environment, grace)
+    process = SERVER.Process(target=_work, args=everything, daemon=True)
+    process.start()
+    return process
+
+
+def ended(*processes, seconds=100):
+    "Their exit codes; one that was killed has the signal below zero."
+    for process in processes: process.join(seconds)
+    return [process.exitcode for process in processes]

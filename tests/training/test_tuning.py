@@ -5,11 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from tools.command import run
+from filelock import FileLock
+from tools.command import ended, run, start
+from tools.files import two_classes
+from tools.server import until
 
 from cifar_nb.core import ConfigError, Settings
 from cifar_nb.folders import Dataset
@@ -17,9 +18,8 @@ from cifar_nb.recipes import RECIPE_NAMES, find_recipe
 from cifar_nb.search import best_first, import_optuna, open_study, study_rows
 from cifar_nb.tune import make_plan, open_trial_data, own_values, run_trial
 
-COMMAND = Path(sys.executable).with_name("cifar-nb")
 SPACE = """
-batch_size = [200, 400]
+batch_size = [20, 40]
 
 [optimizer]
 lr = {low = 1e-4, high = 1e-2, log = true}
@@ -29,19 +29,22 @@ name = ["adam", "sgd"]
 widths = [[4, 4], [8, 8]]
 """
 RECIPE = """
-data = "synthetic"
 epochs = 1
 precision = "float32"
 model.widths = [4, 4]
-batch_size = 200
+batch_size = 20
 """
 
 
+@pytest.fixture(scope="session")
+def leaves(tmp_path_factory): return two_classes(tmp_path_factory.mktemp("data") / "leaves")
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, leaves, monkeypatch):
     "A folder with a recipe and a space, where models are kept as well."
     monkeypatch.setenv("CIFAR_NB_MODELS_DIR", str(tmp_path))
-    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tiny.toml").write_text(f'data = "{leaves}"\n{RECIPE}')
     (tmp_path / "space.toml").write_text(SPACE)
     return tmp_path
 
@@ -51,10 +54,9 @@ def words(place, trials, *more):
             "--device", "cpu", *more]
 
 
-def start(place, trials, *more):
+def begin(place, trials, *more, log="log"):
     "A study in a process of its own."
-    command = [COMMAND, *map(str, words(place, trials, *more))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start(*words(place, trials, *more), log=place / log, OMP_NUM_THREADS="1")
 
 
 def rows_of(place, name="tiny"):
@@ -83,14 +85,14 @@ def test_a_study_finds_a_recipe_that_trains(place):
     best = best_first(rows, maximize=True)[0]
     recipe = find_recipe(str(folder / "best.toml"))
     assert recipe.optimizer.lr == best["values"]["optimizer.lr"]
-    assert [*recipe.model["widths"]] in ([4, 4], [8, 8]) and recipe.batch_size in (200, 400)
+    assert [*recipe.model["widths"]] in ([4, 4], [8, 8]) and recipe.batch_size in (20, 40)
     assert best["score"] == max(row["score"] for row in rows if row["score"] is not None)
     with open(folder / "trials.csv", encoding="utf-8") as file: table = list(csv.DictReader(file))
     assert [row["trial"] for row in table] == list("01234")
     assert table[best["trial"]]["optimizer.lr"] == str(recipe.optimizer.lr)
     # The recipe itself was the first trial, so the winner is at least as good
     assert rows[0]["values"] == dict(zip(
-        ["batch_size", "optimizer.lr", "optimizer.name", "model.widths"], ["200", .001, "adam", "[4, 4]"]))
+        ["batch_size", "optimizer.lr", "optimizer.name", "model.widths"], ["20", .001, "adam", "[4, 4]"]))
     code, printed, error = run("train", "--recipe", folder / "best.toml", "--seed", 1000, "--device", "cpu",
                                "--out", place / "winner.safetensors")
     assert code == 0 and "saved" in printed, error
@@ -132,17 +134,20 @@ def test_test_images_are_never_read(place, monkeypatch):
 
 
 def test_a_killed_trial_does_not_count(place):
-    process = start(place, 4)
-    process.stdout.readline()
-    process.stdout.readline()  # the first trial has ended
-    deadline = time.monotonic() + 60
-    while not counts(rows_of(place)).get("running"):
-        assert time.monotonic() < deadline
-        time.sleep(.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = begin(place, 4, "--epochs", 40)
+    until((place / "studies" / "tiny" / "journal.log").exists)
+
+    def in_the_second():  # stopped, so that it cannot end before it is killed
+        os.kill(process.pid, signal.SIGSTOP)
+        rows = rows_of(place)
+        if len(rows) > 1 and rows[-1]["state"] == "running": return True
+        os.kill(process.pid, signal.SIGCONT)
+
+    until(in_the_second)
+    process.kill()
+    process.join()
     assert counts(rows_of(place)).get("running") == 1
-    code, printed, error = run(*words(place, 4))
+    code, printed, error = run(*words(place, 4, "--epochs", 40))
     assert code == 0, error
     found = counts(rows_of(place))
     assert found.pop("fail") == 1 and sum(found.values()) == 4 and "running" not in found
@@ -150,31 +155,37 @@ def test_a_killed_trial_does_not_count(place):
 
 
 def test_the_recipe_itself_is_tried_again_after_a_kill(place):
-    process = start(place, 1)
-    process.stdout.readline()
-    deadline = time.monotonic() + 60
-    folder = place / "studies" / "tiny"
-    while not (folder / ".trial-0.lock").exists():
-        assert time.monotonic() < deadline
-        time.sleep(.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    run(*words(place, 1))
+    process = begin(place, 1, "--epochs", 40)
+    until((place / "studies" / "tiny" / ".trial-0.lock").exists)
+    process.kill()
+    process.join()
+    run(*words(place, 1, "--epochs", 40))
     first, second = rows_of(place)
     assert (first["state"], second["state"]) == ("fail", "complete")
     assert second["values"]["optimizer.lr"] == .001
 
 
 def test_two_processes_share_a_study(place):
-    both = [start(place, 4) for _ in range(2)]
-    done = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], done
+    logs = [place / "first", place / "second"]
+    both = [begin(place, 4, "--epochs", 20, log=log) for log in logs]
+    assert ended(*both) == [0, 0], [log.read_text() for log in logs]
     rows = rows_of(place)
     assert len(rows) == 4 and sum(counts(rows).get(state, 0) for state in ("complete", "pruned")) == 4
-    told = [re.findall(r"trial (\d+):", printed) for printed, _ in done]
+    told = [re.findall(r"trial (\d+):", log.read_text()) for log in logs]
     assert sorted(told[0] + told[1]) == list("0123")
     assert told[0] and told[1]
     assert [row["values"] for row in rows].count(rows[0]["values"]) == 1
+
+
+def test_no_trial_begins_in_the_turn_of_another_process(place):
+    folder = place / "studies" / "tiny"
+    study = open_study(folder, {}, maximize=True)
+    with FileLock(folder / ".study.lock"):
+        process = begin(place, 1)
+        until(lambda: (place / "log").exists() and (place / "log").read_text())  # its first line
+        process.join(3)
+        assert study.trials == []
+    assert ended(process) == [0] and len(study.trials) == 1
 
 
 def test_a_database_may_hold_the_study(place):
@@ -214,7 +225,7 @@ def test_a_bad_space_is_refused_before_data_is_read(text, said, *, place, monkey
     (["--epochs", 2], "another recipe (epochs = 1)"), (["--loss"], "another objective (accuracy)"),
     (["--seeds", 2], "another seeds (1)"), (["--study", "../x"], "the name of a folder"),
     (["--space", "missing.toml"], "missing.toml cannot be read"), (["--space", "x.txt"], "must end in .toml"),
-    (["--storage", "nonsense"], "cannot be opened: ArgumentError")])
+    (["--storage", "nonsense"], "is not the URL of a database")])
 def test_another_study_is_refused_before_data_is_read(more, said, *, place, monkeypatch):
     open_study(place / "studies" / "tiny", tiny_plan(place).facts, maximize=True)
     monkeypatch.setattr("cifar_nb.folders.load_dataset", None)
@@ -231,7 +242,7 @@ def test_other_images_are_refused(place):
     plan, settings = tiny_plan(place), Settings.read(device="cpu")
     data = open_trial_data(plan.recipe, settings)
     folder = place / "studies" / "tiny"
-    search(plan, folder, settings, 1, data=data._replace(train=data.train[:400]))
+    search(plan, folder, settings, 1, data=data._replace(train=data.train[:40]))
     with pytest.raises(ConfigError, match="another digest of the images"):
         search(plan, folder, settings, 2, data=data)
 
@@ -257,7 +268,6 @@ def test_bad_trials_are_stopped_early(place):
     optuna, settings = import_optuna(), Settings.read(device="cpu")
     plan = make_plan(find_recipe(str(place / "tiny.toml"), epochs=3), "optimizer.lr = [0.001, 100.0]")
     data = open_trial_data(plan.recipe, settings)
-    data = data._replace(train=data.train[:1000], valid=data.valid[:200])
     pruner = optuna.pruners.ThresholdPruner(lower=2.)  # which no accuracy reaches
     study = optuna.create_study(direction="maximize", pruner=pruner)
     for lr in ("100.0", "0.001"): study.enqueue_trial({"optimizer.lr": lr})
