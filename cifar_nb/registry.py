@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ _DEFAULTS = dict(
     MLFLOW_DISABLE_TELEMETRY='true',
     MLFLOW_HTTP_REQUEST_TIMEOUT='10',  # Seconds
     MLFLOW_HTTP_REQUEST_MAX_RETRIES='2',
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false')
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false',
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true')
 
 def import_mlflow(): # The module
     "MLflow, quiet. Raises `ConfigError` where it is not installed."
@@ -36,6 +38,8 @@ def import_mlflow(): # The module
     except ImportError as e:
         raise ConfigError('tracking and the model registry need MLflow: pip install "cifar_nb[mlops]"') from e
     for name in ('mlflow', 'alembic'): logging.getLogger(name).setLevel(logging.ERROR)
+    # MLflow asks for an example of an input; ours would be an image in each run
+    warnings.filterwarnings('ignore', '.*An input example was not provided')
     return mlflow
 
 # %% ../nbs/56_registry.ipynb #56009re
@@ -44,11 +48,13 @@ def store_address(
 )->str: # A URI, as MLflow takes it
     "Where runs and models are kept: the server of `MLFLOW_TRACKING_URI`, or a file in `track_dir`."
     server = os.environ.get('MLFLOW_TRACKING_URI')
-    return server or f'sqlite:///{settings.track_dir.absolute()/"mlflow.db"}'
+    if server: return server.replace(' ', '%20')  # so that a message has an address as one word
+    return f'sqlite:///{settings.track_dir.absolute()/"mlflow.db"}'
 
 def without_password(address:str)->str:
-    "An address for a message."
-    return printable(re.sub(r'//[^/@]*@', '//', address))
+    "An address for a message, or a message with addresses."
+    # A password that should have been quoted may have any sign. After `///` there is a path
+    return printable(re.sub(r'(://)[^/\s]\S*@', r'\1', address))
 
 # %% ../nbs/56_registry.ipynb #56012re
 class Store(NamedTuple):
@@ -67,8 +73,8 @@ def store_errors(
     except CifarNbError: raise
     except Exception as e:  # the errors of MLflow, of each database, of the network
         shown = without_password(address)
-        reason = ' '.join(str(e).replace(address, shown).split()) or type(e).__name__
-        raise kind(f'the MLflow store {shown}: {printable(reason)[:300]}') from e
+        reason = ' '.join(str(e).replace(address.rstrip('/'), shown).split()) or type(e).__name__
+        raise kind(f'the MLflow store {shown}: {without_password(reason)[:300]}') from e
 
 def open_store(
     settings:Settings,
