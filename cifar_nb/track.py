@@ -245,13 +245,14 @@ def tracked(
         send_run(stores[0], run.folder, ended)
     sender = Sender(send, f'`cifar-nb runs {run.folder.parent} --send` sends what is missing')
     run.changed = sender.wake
+    ended,seconds = None,30.
     try: yield
     except KeyboardInterrupt:
-        sender.close('KILLED', 3)
+        ended,seconds = 'KILLED',3.  # somebody is waiting
         raise
     finally:
         run.changed = lambda: None
-        sender.close('FINISHED' if is_finished(run.folder) else 'FAILED')
+        sender.close(ended or ('FINISHED' if is_finished(run.folder) else 'FAILED'), seconds)
 
 # %% ../nbs/84_track.ipynb #84033tr
 def run_folders(
