@@ -48,7 +48,10 @@ def run_params(
     if choices.get('start'): choices['start'] = Path(choices['start']).stem
     return {key: str(value)[:6000] for key,value in choices.items()}
 
-def _metrics(folder:Path, rows:list[dict])->list[tuple]: # Name, value, milliseconds since 1970, epoch
+def _started(folder:Path)->float: # In seconds since 1970
+    return read_facts(folder/'about.json').get('started') or (folder/'history.csv').stat().st_mtime
+
+def _metrics(folder:Path, rows:list[dict], started:float)->list[tuple]: # Name, value, milliseconds, epoch
     about,found,passed = read_facts(folder/'about.json'),[],0.
     n = next(iter(about.get('images', {}).values()), 0)
     for step,row in enumerate(rows, 1):
@@ -56,7 +59,7 @@ def _metrics(folder:Path, rows:list[dict])->list[tuple]: # Name, value, millisec
         passed += seconds
         columns = dict(row, epoch=step)
         if n and seconds: columns['images_per_second'] = n/seconds
-        when = int(1000*(about.get('started', 0.) + passed))
+        when = int(1000*(started + passed))
         found += [(name, value, when, step) for name,value in columns.items()]
     return found
 
@@ -135,8 +138,7 @@ def _begin(store:Store, folder:Path)->str: # The id of a new run
             'recipe': about.get('recipe', ''), 'device': about.get('device', ''),
             **{f'version.{name}': text for name,text in versions.items()}}
     experiment = _experiment(store, registered_name(about.get('data') or 'unknown'))
-    started = int(1000*about['started']) if 'started' in about else None
-    return store.client.create_run(experiment, started, tags, folder.name).info.run_id
+    return store.client.create_run(experiment, int(1000*_started(folder)), tags, folder.name).info.run_id
 
 def _find_or_begin(store:Store, folder:Path, run_id:str|None)->str:
     try: return store.client.get_run(run_id).info.run_id if run_id else _begin(store, folder)
@@ -161,20 +163,22 @@ def send_run(
     rows,address = read_history(folder),without_password(store.address)
     if not rows: return ''
     sent = read_facts(folder/_SENT)
-    if sent.get('store') != address: sent = {}
+    if sent.get('store') != address or not {'run', 'rows', 'ended', 'started'} <= sent.keys(): sent = {}
     def note(**facts):
         sent.update(facts)
         with atomic_path(folder/_SENT) as part: part.write_text(json.dumps(sent, indent=1))
     with store_errors(store.address):
         run_id,client = _find_or_begin(store, folder, sent.get('run')),store.client
-        if run_id != sent.get('run'): note(store=address, run=run_id, rows=0, ended=None)
+        if run_id != sent.get('run'):
+            note(store=address, run=run_id, rows=0, ended=None, started=_started(folder))
         elif sent['ended'] and not ended: client.update_run(run_id, 'RUNNING')
         n = len(rows)
-        new = [metric for metric in _metrics(folder, rows) if metric[3] > sent['rows']]
+        metrics = _metrics(folder, rows, sent['started'])
+        new = [metric for metric in metrics if metric[3] > sent['rows']]
         _log(client, run_id, {} if sent['rows'] else run_params(folder), new)
         note(rows=n, ended=None)
         if not ended: return run_id
-        now = _metrics(folder, rows)[-1][2]
+        now = metrics[-1][2]
         _log(client, run_id, {}, [(name, value, now, n) for name,value in run_results(folder).items()])
         kinds = ('*.toml', '*.csv', '*.txt', '*.png', '*.html', '*.json')
         for path in sorted(path for kind in kinds for path in folder.glob(kind) if path.name != _SENT):
