@@ -274,10 +274,11 @@ def send_missing(
     address = without_password(store.address)
     for folder in run_folders(parent):
         sent,n = read_facts(folder/_SENT),len(read_history(folder))
+        if not n: continue
         wanted = 'FINISHED' if is_finished(folder) else 'KILLED'
         there = sent.get('store') == address and sent.get('rows') == n
         if there and sent.get('ended') in (wanted, 'FAILED'): continue
-        out = parent.parent/f'{folder.name.rpartition("-")[0]}.safetensors'
+        out = parent.absolute().parent/f'{folder.name.rpartition("-")[0]}.safetensors'
         try:
             with FileLock(out.with_name(f'.{out.name}.lock'), timeout=0): send_run(store, folder, wanted)
             yield f'{folder.name}: sent, {n} epochs'
