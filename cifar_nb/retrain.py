@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'retraining_commands', 'folder_row', 'store_rows', 'runs',
 
 # %% ../nbs/97_retrain.ipynb #97004rt
 import json
+import math
 import os
 import urllib.error
 import urllib.request
@@ -32,21 +33,30 @@ from .text import printable
 # %% ../nbs/97_retrain.ipynb #97008rt
 COLUMNS = ('run', 'recipe', 'data', 'epochs', 'validation', 'test', 'minutes', 'state')
 
-def folder_row(
-    folder:Path, # Of a run
-)->dict: # By `COLUMNS`, and `started` in seconds since 1970
-    "What a folder says about its run."
+def _read_row(folder:Path)->dict:
     from cifar_nb.runs import read_facts, read_history
     from cifar_nb.track import is_finished, run_params, run_results
     rows,about,results = read_history(folder),read_facts(folder/'about.json'),run_results(folder)
     best = max((row['valid_accuracy'] for row in rows if 'valid_accuracy' in row), default=None)
-    return dict(
-        run=folder.name, recipe=about.get('recipe') or folder.name.rpartition('-')[0],
-        data=about.get('data') or run_params(folder).get('data', ''), epochs=len(rows),
+    numbers = dict(
         validation=results.get('validation_accuracy', best), test=results.get('test_accuracy'),
         minutes=sum(row.get('seconds', 0.) for row in rows)/60,
-        state='finished' if is_finished(folder) else 'not finished',
         started=about.get('started', folder.stat().st_mtime))
+    if not all(map(math.isfinite, filter(None, numbers.values()))): raise ValueError(numbers)
+    return dict(
+        run=folder.name, recipe=str(about.get('recipe') or folder.name.rpartition('-')[0]),
+        data=str(about.get('data') or run_params(folder).get('data', '')), epochs=len(rows),
+        state='finished' if is_finished(folder) else 'not finished', **numbers)
+
+def folder_row(
+    folder:Path, # Of a run
+)->dict: # By `COLUMNS`, and `started` in seconds since 1970
+    "What a folder says about its run."
+    try: return _read_row(folder)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return dict.fromkeys(('validation', 'test')) | dict(
+            run=folder.name, recipe='', data='', epochs=0, minutes=0., state='damaged',
+            started=folder.stat().st_mtime)
 
 def store_rows(
     store, # From `open_store`

@@ -41,7 +41,7 @@ def run_params(
 )->dict[str, str]: # By key, such as `optimizer.lr`
     "Each choice of a run. A folder of images is named without its place."
     try: choices = tomllib.loads((folder/'recipe.toml').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
+    except (OSError, ValueError, RecursionError): return {}
     network = {f'model.{key}': value for key,value in choices.pop('model', {}).items()}
     choices = flat_choices(choices) | network
     if 'data' in choices: choices['data'] = dataset_name(choices['data'])
