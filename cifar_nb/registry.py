@@ -110,9 +110,11 @@ def promote_run(
     "Make the model of a run the champion; a run has one version only. Raises `ConfigError`."
     client = store.client
     with store_errors(store.address):
-        if not client.search_registered_models(f"name = '{name}'"): client.create_registered_model(name)
         found = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
         if not found:
+            files = [file.path for file in client.list_artifacts(run_id, WEIGHTS.rpartition('/')[0])]
+            if WEIGHTS not in files: raise ConfigError(f'the run {printable(run_id)} has no model file')
+            if not client.search_registered_models(f"name = '{name}'"): client.create_registered_model(name)
             source = f'{client.get_run(run_id).info.artifact_uri}/model'
             found = [client.create_model_version(name, source, run_id)]
         client.set_registered_model_alias(name, CHAMPION, found[0].version)

@@ -136,12 +136,16 @@ def find_run(
         if not (folder/'history.csv').exists(): continue
         if not is_finished(folder):
             raise ConfigError(f'{folder} is not finished, so it has no model to promote')
-        return send_run(store, folder, 'FINISHED'),registered_name(folder_row(folder)['data'])
+        run_id = send_run(store, folder, 'FINISHED')
+        if not run_id: raise ConfigError(f'{folder} has lost its history, so there is no run to promote')
+        return run_id,registered_name(folder_row(folder)['data'])
     found = [row for row in store_rows(store) if name in (row['id'], row['run'])]
-    if len(found) == 1: return found[0]['id'],found[0]['data']
+    if len(found) == 1:
+        if found[0]['state'] == 'finished': return found[0]['id'],found[0]['data']
+        raise ConfigError(f'the run {printable(name)} is {found[0]["state"]}, so it has no model to promote')
     if found:
         ids = ', '.join(row['id'] for row in found)
-        raise ConfigError(f'{len(found)} runs are called {name}: give one of the ids {ids}')
+        raise ConfigError(f'{len(found)} runs are called {printable(name)}: give one of the ids {ids}')
     raise ConfigError(f'there is no run {printable(name)!r}, neither as a folder nor in the store: '
                       '`cifar-nb runs` and `cifar-nb runs --store` list them')
 
@@ -161,11 +165,15 @@ def promote(
     run:Annotated[str|None, typer.Argument(help='A run: its folder, its name, or its id in the store',
                                            callback=not_empty('a run'), show_default=False)]=None,
     best:Annotated[str|None, typer.Option(metavar='DATA', help='The best run of this data set instead')]=None,
-    name:Annotated[str|None, typer.Option(help='Of the registered model [else that of its data]')]=None,
+    name:Annotated[str|None, typer.Option(help='Of the registered model [else that of its data]',
+                                          callback=not_empty('a name'))]=None,
 ):
     "Make the model of a run the champion: models:/NAME@champion is this model then."
-    from cifar_nb.registry import open_store, promote_run
+    from cifar_nb.registry import open_store, promote_run, registered_name
     if (run is None) == (best is None): raise ConfigError('promote what? Give a run, or --best DATA')
+    if name and name != registered_name(name):
+        raise ConfigError(f'--name {printable(name)}: an address cannot have all of these signs; '
+                          f'use {registered_name(name)}')
     settings = read_settings()
     store = open_store(settings)
     if run is not None: run_id,data = find_run(run, store, settings)
