@@ -91,7 +91,8 @@ _GUESSES = {
     'finetune': 'train FOLDER', 'fit': 'train FOLDER', 'check': 'data FOLDER --check',
     'download': 'data cifar10', 'test': 'evaluate MODEL', 'eval': 'evaluate MODEL',
     'classify': 'predict IMAGE --model MODEL', 'infer': 'predict IMAGE --model MODEL',
-    'run': 'serve MODEL', 'track': 'train --track', 'register': 'promote RUN', 'start': 'serve MODEL', 'show': 'info MODEL'}
+    'run': 'serve MODEL', 'track': 'train --track', 'register': 'promote RUN',
+    'start': 'serve MODEL', 'show': 'info MODEL'}
 
 def _advise(word:str, wanted:str): # Add one of them
     @app.command(word, hidden=True, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
@@ -183,8 +184,10 @@ _AnswersCsv = Annotated[str|None, typer.Option(
 def _split_model(files:list[str], model:str|None)->tuple[list[str], str|None]: # Images, and the model
     "A model may stand before the images, as it may behind other commands."
     from cifar_nb.modelfile import bundled_models
+    from cifar_nb.registry import PREFIX
     first,*others = files
-    is_model = first.endswith('.safetensors') or first in bundled_models() and not Path(first).exists()
+    is_model = first.endswith('.safetensors') or first.startswith(PREFIX) or (
+        first in bundled_models() and not Path(first).exists())
     return (others, one_of(first, model, '--model')) if others and is_model else (files, model)
 
 def _show(file, answer, as_json:bool):
