@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,10 @@ def import_mlflow(): # The module
     try: mlflow = importlib.import_module('mlflow')
     except ImportError as e:
         raise ConfigError('tracking and the model registry need MLflow: pip install "cifar_nb[mlops]"') from e
+    # matplotlib uses IPython when it finds it, even one that another thread has imported by half. So a
+    # thread that sends a run must not be the first to import it
+    for name in ('IPython', 'mlflow.pyfunc'):
+        with suppress(ImportError): importlib.import_module(name)
     for name in ('mlflow', 'alembic'): logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow asks for an example of an input; ours would be an image in each run
     warnings.filterwarnings('ignore', '.*An input example was not provided')
