@@ -67,7 +67,7 @@ def _metrics(folder:Path, rows:list[dict], started:float)->list[tuple]: # Name, 
 def _class_metrics(recall:dict[str, float])->dict[str, float]: # By names as MLflow takes them
     found:dict[str, float] = {}
     for name,value in recall.items():
-        key = base = re.sub(r'[^\w. -]+', '-', registered_name(name))[:200]
+        key = base = re.sub(r'[^\w.]+', '-', name)[:200].strip('-.') or 'class'
         n = 1
         while key in found: key = f'{base}-{(n := n+1)}'
         found[key] = value
