@@ -78,7 +78,7 @@ def store_errors(
     except Exception as e:  # the errors of MLflow, of each database, of the network
         shown = without_password(address)
         reason = ' '.join(str(e).replace(address.rstrip('/'), shown).split()) or type(e).__name__
-        raise kind(f'the MLflow store {shown}: {without_password(reason)[:300]}') from e
+        raise kind(f'the MLflow store {shown}: {without_password(reason)[:400]}') from e
 
 def open_store(
     settings:Settings,
