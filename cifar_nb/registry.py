@@ -50,9 +50,15 @@ def import_mlflow(): # The module
 def store_address(
     settings:Settings,
 )->str: # A URI, as MLflow takes it
-    "Where runs and models are kept: the server of `MLFLOW_TRACKING_URI`, or a file in `track_dir`."
+    """Where runs and models are kept: the server of `MLFLOW_TRACKING_URI`, or a file in `track_dir`.
+
+    Raises `ConfigError` for an address that could be read in two ways."""
     server = os.environ.get('MLFLOW_TRACKING_URI')
-    if server: return server.replace(' ', '%20')  # so that a message has an address as one word
+    if server:
+        place = re.match(r'https?://([^@]*@)?(.*)', server)
+        if place and ('@' in place[2] or '/' in (place[1] or '')):
+            raise ConfigError('the password in MLFLOW_TRACKING_URI has an @ or a /: write %40 and %2F')
+        return server.replace(' ', '%20')  # so that a message has an address as one word
     return f'sqlite:///{settings.track_dir.absolute()/"mlflow.db"}'
 
 def without_password(address:str)->str:
