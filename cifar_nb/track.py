@@ -266,15 +266,23 @@ def run_folders(
     if not parent.is_dir(): raise ConfigError(f'{parent} is not a folder: name one that has folders of runs')
     return sorted(path.parent for path in parent.glob('*/history.csv'))
 
+def _is_damaged(folder:Path)->bool: # Its records are something else
+    try: _metrics(folder, read_history(folder), _started(folder)), run_params(folder), run_results(folder)
+    except (AttributeError, TypeError, ValueError, OverflowError): return True
+    return False
+
 def send_missing(
     store:Store,
     parent:Path, # With folders of runs
-)->Iterator[str]: # A line per run that was sent, or is being trained
+)->Iterator[str]: # A line per run that was sent, or could not be
     "Send every run that the store does not have to its end. Raises `ConfigError`, as `send_run` does."
     address = without_password(store.address)
     for folder in run_folders(parent):
         sent,n = read_facts(folder/_SENT),len(read_history(folder))
         if not n: continue
+        if _is_damaged(folder):
+            yield f'{folder.name}: is damaged, and was not sent'
+            continue
         wanted = 'FINISHED' if is_finished(folder) else 'KILLED'
         there = sent.get('store') == address and sent.get('rows') == n
         if there and sent.get('ended') in (wanted, 'FAILED'): continue

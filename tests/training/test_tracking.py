@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from filelock import FileLock
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import ViewType
 from safetensors.torch import load_file
@@ -22,12 +23,14 @@ from tools.forked import Forked, forked
 from tools.server import until
 
 from cifar_nb.checkpoint import flat_choices
+from cifar_nb.core import Settings
 from cifar_nb.modelfile import read_card
 from cifar_nb.recipes import from_toml
 from cifar_nb.registry import import_mlflow
-from cifar_nb.runs import read_facts, read_history
+from cifar_nb.runs import RunFolder, read_facts, read_history
+from cifar_nb.track import tracked as tracked_run
 
-EPOCHS = 100  # Enough to be killed in their middle
+EPOCHS = 60  # Enough to be killed in their middle
 NAME, AS_REGISTERED = """a'b "c" %d:e""", "a-b-c-d-e"  # Of the folder with the images
 PER_EPOCH = {"epoch", "lr", "seconds", "images_per_second", "train_loss", "train_accuracy", "valid_loss",
              "valid_accuracy"}
@@ -65,7 +68,8 @@ class Server:
         with open(self.place / "log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.place, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "HOME": str(self.place), "MLFLOW_DISABLE_TELEMETRY": "true"})
+                env={**os.environ, "HOME": str(self.place), "MLFLOW_DISABLE_TELEMETRY": "true",
+                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})  # seven processes that have no jobs
 
     def healthy(self):
         assert self.process.poll() is None, (self.place / "log").read_text()
@@ -442,6 +446,34 @@ def test_damaged_folders_do_not_end_the_list(many):
     assert code == 2 and "use one of run, recipe" in said
 
 
+def test_damaged_folders_are_not_sent_and_the_others_are(many, store, monkeypatch):
+    for path in many.glob("*/mlflow.json"): path.unlink()
+    bad = {f"{name}-0001: is damaged, and was not sent" for name in ("texts", "infinite")}
+    code, printed, _ = run("runs", many, "--send")
+    good = {f"{name}-0001: sent, 2 epochs" for name in ("whole", "lists", "lost")}
+    assert code == 0 and {*printed.splitlines()} == good | bad
+    assert {*run("runs", many, "--send")[1].splitlines()} == bad
+    check_whole(store, *runs_called(store, "whole-0001"), 2)
+    assert [found.info.status for found in runs_called(store, "lost-0001")] == ["KILLED"]
+    (many / "whole-0001" / "mlflow.json").write_text('{"store": "sqlite:///", "run": 3}')
+    monkeypatch.chdir(many)
+    with FileLock(many.parent / ".whole.safetensors.lock"):
+        assert "whole-0001: is being trained now" in run("runs", ".", "--send")[1]
+
+
+def test_after_ctrl_c_nobody_waits_long(tmp_path, monkeypatch):
+    closed = []
+
+    class Slow:
+        def __init__(self, *_): pass
+        def wake(self): pass
+        def close(self, *how): closed.append(how)
+    monkeypatch.setattr("cifar_nb.track.Sender", Slow)
+    with pytest.raises(KeyboardInterrupt), tracked_run(RunFolder(tmp_path), Settings.read(track=True)):
+        raise KeyboardInterrupt
+    assert closed == [("KILLED", 3)]
+
+
 def test_the_list_is_sorted(three, monkeypatch):
     place = three[0]
     code, printed, _ = run("runs", place / "runs", "--sort", "validation", "--json")
@@ -521,25 +553,26 @@ def test_the_server_gets_the_rest_later(interrupted, server):
     assert forked(*send, **there) == (0, "", "")
 
 
-def test_a_champion_on_a_server_is_a_model_for_every_command(images, tmp_path, server):
-    there = {"MLFLOW_TRACKING_URI": server.ready().url, "CIFAR_NB_TRACK_DIR": tmp_path / "here",
-             "CIFAR_NB_MODELS_DIR": tmp_path}
+def test_a_champion_on_a_server_is_a_model_for_every_command(images, tmp_path, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.ready().url)
+    monkeypatch.setenv("CIFAR_NB_TRACK_DIR", str(tmp_path / "here"))
+    monkeypatch.setenv("CIFAR_NB_MODELS_DIR", str(tmp_path))
     out = tmp_path / "served.safetensors"
-    code, printed, said = forked(*words(images, out, "--track"), **there)
+    code, printed, said = forked(*words(images, out, "--track"))
     assert (code, warnings_in(said)) == (0, []) and "View run" not in printed
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {"served.safetensors", "runs"}
-    code, printed, said = forked("promote", "served-0001", **there)
     address = f"models:/{AS_REGISTERED}@champion"
-    assert code == 0 and printed.startswith(f"{address} is version 1, from the run ") and not said
+    code, printed, _ = run("promote", "served-0001")
+    assert code == 0 and printed.startswith(f"{address} is version 1, from the run ")
     photo = next((images / "oak = 100%").iterdir())
+    own = json.loads(run("predict", "--json", "--model", out, photo)[1])
     for name in (address, f"models:/{AS_REGISTERED}/1"):
-        code, printed, _ = forked("predict", "--json", name, photo, **there)
-        assert code == 0
+        code, printed, _ = run("predict", "--json", name, photo)
         answer = json.loads(printed)
-        own = json.loads(run("predict", "--json", out, photo)[1])
+        assert code == 0
         assert (answer["class_name"], answer["confidence"]) == (own["class_name"], own["confidence"])
-    code, printed, _ = forked("info", address, **there)
+    code, printed, _ = run("info", address)
     assert code == 0 and "<birch> & co, oak = 100%" in printed
-    assert (tmp_path / "here" / "fetched").is_dir()
-    both = forked("predict", "--model", out, address, photo, **there)
-    assert both[0] == 2 and "give one of them" in both[2]
+    assert len([*(tmp_path / "here" / "fetched").iterdir()]) == 1
+    code, _, said = run("predict", "--model", out, address, photo)
+    assert code == 2 and "give one of them" in said
