@@ -205,8 +205,10 @@ _AnswersCsv = Annotated[str|None, typer.Option(
 def _split_model(files:list[str], model:str|None)->tuple[list[str], str|None]: # Images, and the model
     "A model may stand before the images, as it may behind other commands."
     from cifar_nb.modelfile import bundled_models
+    from cifar_nb.registry import PREFIX
     first,*others = files
-    is_model = first.endswith('.safetensors') or first in bundled_models() and not Path(first).exists()
+    is_model = first.endswith('.safetensors') or first.startswith(PREFIX) or (
+        first in bundled_models() and not Path(first).exists())
     return (others, one_of(first, model, '--model')) if others and is_model else (files, model)
 
 def _show(file, answer, as_json:bool):

@@ -14,8 +14,9 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ _DEFAULTS = dict(
     MLFLOW_DISABLE_TELEMETRY='true',
     MLFLOW_HTTP_REQUEST_TIMEOUT='10',  # Seconds
     MLFLOW_HTTP_REQUEST_MAX_RETRIES='2',
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false')
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false',
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT='true')
 
 def import_mlflow(): # The module
     "MLflow, quiet. Raises `ConfigError` where it is not installed."
@@ -35,20 +37,34 @@ def import_mlflow(): # The module
     try: mlflow = importlib.import_module('mlflow')
     except ImportError as e:
         raise ConfigError('tracking and the model registry need MLflow: pip install "cifar_nb[mlops]"') from e
+    # matplotlib uses IPython when it finds it, even one that another thread has imported by half. So a
+    # thread that sends a run must not be the first to import it
+    for name in ('IPython', 'mlflow.pyfunc'):
+        with suppress(ImportError): importlib.import_module(name)
     for name in ('mlflow', 'alembic'): logging.getLogger(name).setLevel(logging.ERROR)
+    # MLflow asks for an example of an input; ours would be an image in each run
+    warnings.filterwarnings('ignore', '.*An input example was not provided')
     return mlflow
 
 # %% ../nbs/56_registry.ipynb #56009re
 def store_address(
     settings:Settings,
 )->str: # A URI, as MLflow takes it
-    "Where runs and models are kept: the server of `MLFLOW_TRACKING_URI`, or a file in `track_dir`."
+    """Where runs and models are kept: the server of `MLFLOW_TRACKING_URI`, or a file in `track_dir`.
+
+    Raises `ConfigError` for an address that could be read in two ways."""
     server = os.environ.get('MLFLOW_TRACKING_URI')
-    return server or f'sqlite:///{settings.track_dir.absolute()/"mlflow.db"}'
+    if server:
+        place = re.match(r'https?://([^@]*@)?(.*)', server)
+        if place and ('@' in place[2] or '/' in (place[1] or '')):
+            raise ConfigError('the password in MLFLOW_TRACKING_URI has an @ or a /: write %40 and %2F')
+        return server.replace(' ', '%20')  # so that a message has an address as one word
+    return f'sqlite:///{settings.track_dir.absolute()/"mlflow.db"}'
 
 def without_password(address:str)->str:
-    "An address for a message."
-    return printable(re.sub(r'//[^/@]*@', '//', address))
+    "An address for a message, or a message with addresses."
+    # A password that should have been quoted may have any sign. After `///` there is a path
+    return printable(re.sub(r'(://)[^/\s]\S*@', r'\1', address))
 
 # %% ../nbs/56_registry.ipynb #56012re
 class Store(NamedTuple):
@@ -67,8 +83,8 @@ def store_errors(
     except CifarNbError: raise
     except Exception as e:  # the errors of MLflow, of each database, of the network
         shown = without_password(address)
-        reason = ' '.join(str(e).replace(address, shown).split()) or type(e).__name__
-        raise kind(f'the MLflow store {shown}: {printable(reason)[:300]}') from e
+        reason = ' '.join(str(e).replace(address.rstrip('/'), shown).split()) or type(e).__name__
+        raise kind(f'the MLflow store {shown}: {without_password(reason)[:400]}') from e
 
 def open_store(
     settings:Settings,
@@ -104,9 +120,11 @@ def promote_run(
     "Make the model of a run the champion; a run has one version only. Raises `ConfigError`."
     client = store.client
     with store_errors(store.address):
-        if not client.search_registered_models(f"name = '{name}'"): client.create_registered_model(name)
         found = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
         if not found:
+            files = [file.path for file in client.list_artifacts(run_id, WEIGHTS.rpartition('/')[0])]
+            if WEIGHTS not in files: raise ConfigError(f'the run {printable(run_id)} has no model file')
+            if not client.search_registered_models(f"name = '{name}'"): client.create_registered_model(name)
             source = f'{client.get_run(run_id).info.artifact_uri}/model'
             found = [client.create_model_version(name, source, run_id)]
         client.set_registered_model_alias(name, CHAMPION, found[0].version)

@@ -68,7 +68,7 @@ class RunFolder:
         self.folder,self.rows = folder,rows or []
         self.model,self.checkpoint = folder/'model.safetensors',folder/'model.ckpt'
         self.changed:Callable[[], None] = lambda: None  # Called after each new file and each new row
-        self._facts:dict = {}
+        self._facts = read_facts(folder/'about.json')  # of the run that is resumed
         self._written = -1  # Rows in the CSV file; -1 when it must be written anew
         self._complained = False
 
