@@ -140,7 +140,8 @@ def _begin(store:Store, folder:Path)->str: # The id of a new run
             'mlflow.source.git.commit': versions.pop('revision', ''),
             'recipe': about.get('recipe', ''), 'device': about.get('device', ''),
             **{f'version.{name}': text for name,text in versions.items()}}
-    experiment = _experiment(store, registered_name(about.get('data') or 'unknown'))
+    data = about.get('data') or run_params(folder).get('data', 'unknown')
+    experiment = _experiment(store, registered_name(data))
     return store.client.create_run(experiment, int(1000*_started(folder)), tags, folder.name).info.run_id
 
 def _find_or_begin(store:Store, folder:Path, run_id:str|None)->str:
