@@ -346,6 +346,13 @@ def test_without_mlflow_the_training_does_not_begin(images, tmp_path, monkeypatc
         assert (code, printed, told) == (2, "", said)
 
 
+def test_a_run_that_goes_on_knows_its_images_at_once(tmp_path):
+    "Rows may be sent before the images are read again, and images per second follow from both."
+    RunFolder(tmp_path).tell(images={"train": 5}, started=1)
+    RunFolder(tmp_path).tell(started=2)
+    assert read_facts(tmp_path / "about.json") == {"images": {"train": 5}, "started": 2}
+
+
 def test_a_server_that_never_answers_is_left(images, tmp_path):
     out = tmp_path / "m.safetensors"
     with socket.create_server(("127.0.0.1", 0), backlog=50) as mute:
