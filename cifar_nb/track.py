@@ -106,8 +106,11 @@ class _AsTable:
     def predict(self, table, params=None): # A `pandas.DataFrame` with the bytes of a file in `image`
         import pandas as pd
         found = self.predictor.predict_batch([bytes(image) for image in table['image']], 1)
-        rows = [dict(class_name=p.class_name, confidence=p.confidence, decision=p.decision, **p.probabilities)
+        # A class may be called `decision` too: then its probability is left out
+        rows = [p.probabilities | dict(class_name=p.class_name, confidence=p.confidence, decision=p.decision)
                 for p in found]
+        first = ['class_name', 'confidence', 'decision']
+        rows = [{name: row[name] for name in dict.fromkeys([*first, *row])} for row in rows]
         return pd.DataFrame(rows)
 
 def _load_pyfunc(path:str)->_AsTable: return _AsTable(Predictor.load(path))  # MLflow calls it by this name

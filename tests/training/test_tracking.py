@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -583,3 +584,15 @@ def test_a_champion_on_a_server_is_a_model_for_every_command(images, tmp_path, s
     assert len([*(tmp_path / "here" / "fetched").iterdir()]) == 1
     code, _, said = run("predict", "--model", out, address, photo)
     assert code == 2 and "give one of them" in said
+
+
+def test_a_class_may_be_called_like_a_column():
+    import pandas as pd
+
+    from cifar_nb.track import _AsTable
+    answer = SimpleNamespace(class_name="decision", confidence=.75, decision=None,
+                             probabilities={"rust": .25, "decision": .75})
+    model = _AsTable(SimpleNamespace(predict_batch=lambda images, top_k: [answer] * len(images)))
+    table = model.predict(pd.DataFrame({"image": [b"x"]}))
+    assert [*table] == ["class_name", "confidence", "decision", "rust"]
+    assert table["class_name"][0] == "decision" and table["rust"][0] == .25
