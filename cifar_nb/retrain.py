@@ -160,7 +160,7 @@ def best_run(
 )->dict: # A row of `store_rows`
     "The finished run of a data set with the best validation accuracy. Raises `ConfigError` without one."
     done = [row for row in store_rows(store) if row['data'] == data and row['state'] == 'finished']
-    done = _sorted([row for row in done if row['validation'] is not None], 'started')
+    done = _sorted([row for row in done if row['validation'] is not None and row['seen']], 'started')
     if not done:
         raise ConfigError(f'the store has no finished run of {printable(data)} with validation images')
     return _sorted([row for row in done if row['seen'] == done[0]['seen']], 'validation')[0]

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 import tomllib
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -120,8 +119,7 @@ def _log_model(client, run_id:str, path:Path):
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
-    with TemporaryDirectory() as tmp, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # MLflow misses an example of an input
+    with TemporaryDirectory() as tmp:
         pyfunc.save_model(
             f'{tmp}/model', loader_module='cifar_nb.track', data_path=str(path),
             signature=ModelSignature(Schema([ColSpec('binary', 'image')])),
