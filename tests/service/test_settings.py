@@ -28,13 +28,14 @@ from cifar_nb.models import ARCHITECTURES, create_model
 from cifar_nb.own import load_architecture
 from cifar_nb.port import open_port
 from cifar_nb.predict import Predictor
+from cifar_nb.registry import open_store, promote_run
 from cifar_nb.serve import create_app, served
 from cifar_nb.settings import ServiceSettings
 from cifar_nb.source import OWN_SOURCES
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}
-ABOUT_DATA = {"cache_mb", "data_dir", "mirrors", "skip_broken"}  # which no service reads
+ABOUT_TRAINING = {"cache_mb", "data_dir", "mirrors", "skip_broken", "track"}  # which no service reads
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def post(client, content=PNG): return client.post("/predict", files={"file": ("x
 
 def test_every_setting_has_a_test():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert set(ServiceSettings.model_fields) - ABOUT_DATA <= tested
+    assert set(ServiceSettings.model_fields) - ABOUT_TRAINING <= tested
 
 
 def test_model(predictor):
@@ -68,6 +69,24 @@ def test_models_dir(predictor, tmp_path):
     with running(predictor, model="mine", models_dir=tmp_path, api_key="open sesame") as client:
         client.post("/model/reload", headers=KEY).raise_for_status()
         assert client.get("/health").json()["model"] == "mine"
+
+
+def test_track_dir(predictor, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = open_store(ServiceSettings(track_dir=tmp_path))
+    run_id = store.client.create_run(store.client.create_experiment("toys", store.artifacts)).info.run_id
+    (tmp_path / "model.safetensors").write_bytes((WEIGHTS / "simple.safetensors").read_bytes())
+    store.client.log_artifact(run_id, str(tmp_path / "model.safetensors"), "model/data")
+    promote_run(store, "toys", run_id)
+    where = dict(track_dir=tmp_path, api_key="open sesame")
+    with running(predictor, model="models:/toys@champion", **where) as client:
+        client.post("/model/reload", headers=KEY).raise_for_status()
+        assert client.get("/health").json()["model"] == "toys-1"
+    with running(predictor, model="models:/boats@champion", **where) as client:
+        answer = client.post("/model/reload", headers=KEY)
+        assert answer.status_code == 409 and "no boats@champion" in answer.json()["detail"]
+        assert client.get("/health").status_code == 200  # the old one serves
 
 
 def test_formats(predictor):

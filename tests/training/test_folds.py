@@ -68,7 +68,7 @@ def test_a_run_of_folds_gives_one_model_of_all_images(folded):
     assert "not independent" in printed and "accuracy in 3 folds" in printed.splitlines()[-1]
     place = out.parent / "runs" / "parts-0001"
     names = {"model.safetensors", "recipe.toml", "history.csv", "log.txt", "curves.png", "report.html",
-             "versions.json", "folds.json"}
+             "confusion.png", "measured.json", "about.json", "versions.json", "folds.json"}
     assert {path.name for path in place.iterdir()} == names
     found = json.loads((place / "folds.json").read_text())
     assert [fold["accuracy"] for fold in found["folds"]] == list(card.folds.accuracies)

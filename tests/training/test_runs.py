@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_in_its_folder(finished, folder):
     place = out.parent / "runs" / "first-0001"
     assert code == 0 and f"the run is in {place}" in said
     names = {"model.safetensors", "model.ckpt", "recipe.toml", "history.csv", "log.txt", "curves.png",
-             "report.html", "versions.json"}
+             "confusion.png", "report.html", "measured.json", "about.json", "versions.json"}
     assert {path.name for path in place.iterdir()} == names
     assert (place / "model.safetensors").read_bytes() == out.read_bytes()
     recipe = from_toml((place / "recipe.toml").read_text(encoding="utf-8"))
