@@ -10,6 +10,7 @@ __all__ = ['announce', 'one_line', 'cut_warning', 'balance_note', 'seconds_left'
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -167,7 +168,9 @@ def numbers_of(
 
 def _as_png(figure)->bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format='png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # very long names of classes leave no room for the matrix
+        figure.savefig(drawn, format='png')
     return drawn.getvalue()
 
 def write_report(
