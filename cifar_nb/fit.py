@@ -150,7 +150,7 @@ def _train_row(net:nn.Module, batches:Iterable, opt:Optimizer, name:str, **step)
         if not str(e).startswith(_ONE_IMAGE): raise
         raise ConfigError('batch norm cannot learn from a batch of one small image: leave out a last batch '
                           'that is not full (drop_last=True), or choose another batch size') from e
-    return dict(row, train_loss=loss, train_accuracy=float(hits.right)/hits.n)
+    return dict(row, train_loss=loss, train_accuracy=float(hits.right)/hits.n if hits.n else math.nan)
 
 # %% ../nbs/33_fit.ipynb #33045ab
 def _validated_row(validate:Callable|None, model:nn.Module, stopper:BestEpoch, name:str)->dict:

@@ -71,7 +71,7 @@ def champion():
 def retrain(place, *more):
     code, out, error = run("retrain", "lamps", "--data", place / "lamps", "--json", *more)
     assert code == 0, error
-    return json.loads(out.splitlines()[-1])
+    return json.loads(out)  # and nothing else
 
 
 def test_a_better_model_goes_live_and_a_worse_one_does_not(place):
@@ -116,12 +116,17 @@ def test_the_champion_has_not_learned_from_what_it_is_asked_about(place):
     assert known and not known & set(image_keys(valid).tolist())
 
 
-def test_other_classes_and_a_service_that_is_down_are_one_line(place):
+def test_what_cannot_be_compared_is_refused_before_the_training(place):
+    runs = place / "models" / "runs"
+    (place / "lamps" / "lit").rename(place / "lamps" / "on")
+    for args, told in (((), "other classes than the champion"), (("--reload", "lamps.example"), "--reload"),
+                       (("--data", place / "nowhere"), "nowhere")):
+        code, _, error = run("retrain", "lamps", "--data", place / "lamps", *args)
+        assert code in (2, 3) and told in error
+    assert [folder.name for folder in runs.iterdir()] == ["simple-0001"] and champion() == 1
+
+
+def test_a_service_that_is_down_is_one_line_and_the_champion_is_there(place):
     deliver(place / "lamps", 40, 400)
     code, _, error = run("retrain", "lamps", "--data", place / "lamps", "--reload", "http://127.0.0.1:9")
     assert code == 2 and "could not be told to reload" in error and champion() == 2
-    code, _, error = run("retrain", "lamps", "--data", place / "nowhere")
-    assert code in (2, 3) and "nowhere" in error
-    (place / "lamps" / "lit").rename(place / "lamps" / "on")
-    code, _, error = run("retrain", "lamps", "--data", place / "lamps")
-    assert code == 2 and "other classes than the champion" in error and champion() == 2
