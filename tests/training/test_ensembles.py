@@ -1,8 +1,6 @@
 "Several model files become one: the right probabilities wherever they are asked for, and no doubtful file."
 import io
 import json
-import sys
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -12,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image
 from tools.files import PNG
 
-from cifar_nb.cli import main
 from cifar_nb.core import ModelError
 from cifar_nb.datasets import image_keys
 from cifar_nb.explain import hires_cam
@@ -37,17 +34,6 @@ from cifar_nb.threshold import Measured, OperatingPoint
 SHAPES = synthetic("test")
 STATS = channel_stats(SHAPES.pixels)
 WIDE = dict(n_classes=10, size=32, widths=[8, 8])
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    "Runs the command line in this process."
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cifar-nb", *map(str, words)])
-        with pytest.raises(SystemExit) as end: main()
-        said = capsys.readouterr()
-        return SimpleNamespace(code=end.value.code, out=said.out, err=said.err)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +72,7 @@ def members(make):
 def joined(command, members, tmp_path):
     out = tmp_path/"all.safetensors"
     done = command("ensemble", *members, "--out", out)
-    assert done.code == 0 and f"saved {out}: 3 networks" in done.out, done.err
+    assert done.returncode == 0 and f"saved {out}: 3 networks" in done.stdout, done.stderr
     return out
 
 
@@ -103,7 +89,7 @@ def test_the_probabilities_are_the_mean_of_the_members(members, joined):
 
 def test_logits_give_the_geometric_mean(command, members, tmp_path):
     out = tmp_path/"logits.safetensors"
-    assert command("ensemble", *members, "--logits", "--out", out).code == 0
+    assert command("ensemble", *members, "--logits", "--out", out).returncode == 0
     product = np.exp(np.log(np.stack([probabilities(path) for path in members])).mean(0))
     assert np.abs(probabilities(out) - product/product.sum(1, keepdims=True)).max() < 1e-5
 
@@ -117,22 +103,22 @@ def test_a_card_says_what_is_known_and_no_more(command, make, members, joined):
     assert [m["file"] for m in card.recipe["members"]] == [path.name for path in members]
     assert torch.equal(read_trained_keys(joined), image_keys(SHAPES[:150]).unique())
     silent,out = make("silent", 9, known=None), joined.with_name("silent.safetensors")
-    assert command("ensemble", members[0], silent, "--out", out).code == 0
+    assert command("ensemble", members[0], silent, "--out", out).returncode == 0
     assert read_trained_keys(out) is None
-    said = command("info", joined).out
+    said = command("info", joined).stdout
     assert "made of              a.safetensors, b.safetensors, c.safetensors" in said
     done = command("train", "--from-card", joined)
-    assert done.code == 2 and "this model was made of others" in done.err
+    assert done.returncode == 2 and "this model was made of others" in done.stderr
 
 
 def test_evaluate_and_predict_take_it(command, joined, caplog):
     done = command("evaluate", joined, "--json")
-    assert done.code == 0 and "learned from 150 of these 1,000 images" in caplog.text
+    assert done.returncode == 0 and "learned from 150 of these 1,000 images" in caplog.text
     right = probabilities(joined, SHAPES).argmax(1) == SHAPES.labels.numpy()
-    assert json.loads(done.out)["top1"] == pytest.approx(right.mean(), abs=1e-6)
+    assert json.loads(done.stdout)["top1"] == pytest.approx(right.mean(), abs=1e-6)
     image = joined.with_name("x.png")
     Image.fromarray(SHAPES.pixels[7].permute(1, 2, 0).numpy()).save(image)
-    found = json.loads(command("predict", image, "--model", joined, "--json").out)["probabilities"]
+    found = json.loads(command("predict", image, "--model", joined, "--json").stdout)["probabilities"]
     assert list(found.values()) == pytest.approx(probabilities(joined)[7].tolist(), abs=1e-5)
 
 
@@ -140,8 +126,8 @@ def test_an_ensemble_can_be_calibrated(command, joined):
     out = joined.with_name("calibrated.safetensors")
     before = probabilities(joined)
     done = command("calibrate", joined, "--out", out)
-    assert done.code == 0 and f"saved {out}" in done.out, done.err
-    losses = [float(line.rpartition("loss ")[2]) for line in done.out.splitlines()[:2]]
+    assert done.returncode == 0 and f"saved {out}" in done.stdout, done.stderr
+    losses = [float(line.rpartition("loss ")[2]) for line in done.stdout.splitlines()[:2]]
     card = read_card(out)
     assert losses[1] <= losses[0] and card.temperature != 1 and card.confidence_threshold > .1
     powers = before**(1/card.temperature)
@@ -150,7 +136,7 @@ def test_an_ensemble_can_be_calibrated(command, joined):
     point = OperatingPoint(class_name="circle", threshold=.3, goal="a test", recall=some, false_alarms=some)
     replace_card(out, card.model_copy(update={"operating_point": point}))
     done = command("calibrate", out)
-    assert done.code == 2 and done.err.count("\n") == 1 and "has an operating point" in done.err
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "has an operating point" in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["bfloat16", "onnx"])
@@ -177,7 +163,7 @@ def test_the_service_answers_and_explains(joined):
 
 def test_a_soup_is_one_network_with_the_mean_of_the_weights(command, make, members, caplog):
     out = members[0].with_name("soup.safetensors")
-    assert command("ensemble", *members[:2], "--soup", "--out", out).code == 0
+    assert command("ensemble", *members[:2], "--soup", "--out", out).returncode == 0
     assert "one start" not in caplog.text
     soup, card = read_model(out)
     first, second = (read_model(path)[0].state_dict() for path in members[:2])
@@ -186,11 +172,11 @@ def test_a_soup_is_one_network_with_the_mean_of_the_weights(command, make, membe
             assert torch.allclose(tensor, (first[name] + second[name])/2, atol=1e-6), name
     assert (card.architecture, card.arguments) == ("speed_net", WIDE) and card.test_accuracy is None
     done = command("ensemble", members[0], members[2], "--soup", "--out", out)
-    assert done.code == 4 and "c.safetensors is another network than" in done.err
+    assert done.returncode == 4 and "c.safetensors is another network than" in done.stderr
     for start in ("", "other"):
         caplog.clear()
         other = make("other", 5, recipe={"start": start})
-        assert command("ensemble", members[0], other, "--soup", "--out", out).code == 0
+        assert command("ensemble", members[0], other, "--soup", "--out", out).returncode == 0
         assert "do not say that they come from one start" in caplog.text
 
 
@@ -210,8 +196,8 @@ def test_members_that_do_not_belong_together(command, make, members, what):
     out = members[0].with_name("out.safetensors")
     other = make("other", 5, **fields)
     done = command("ensemble", members[0], other, "--out", out)
-    assert done.code == 4 and done.err.count("\n") == 1, done.err
-    assert done.err.startswith(f"cifar-nb: {other} and {members[0]} differ in ") and says in done.err
+    assert done.returncode == 4 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"cifar-nb: {other} and {members[0]} differ in ") and says in done.stderr
     assert not out.exists()
 
 
@@ -229,13 +215,13 @@ def test_files_that_cannot_be_members(command, members, joined, tmp_path):
         (*members[:2], "--soup", "--logits"): (2, "give one of them")}
     for args, (code, says) in words.items():
         done = command("ensemble", *args, "--out", out)
-        assert (done.code, done.err.count("\n")) == (code, 1) and says in done.err, done.err
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1) and says in done.stderr, done.stderr
     before = members[1].read_bytes()
     places = {tmp_path/"out.pt": "must end in .safetensors", members[1]: "is one of the members",
               copy/"out.safetensors": "cannot be written"}
     for place, says in places.items():
         done = command("ensemble", *members[:2], "--out", place)
-        assert done.code == 2 and says in done.err and members[1].read_bytes() == before
+        assert done.returncode == 2 and says in done.stderr and members[1].read_bytes() == before
     assert not out.exists()
 
 
@@ -282,14 +268,14 @@ def test_a_hostile_file_gets_one_line(three, command, tmp_path, what):
     assert says in str(caught.value) and len(str(caught.value)) < 1200
     (tmp_path/"x.png").write_bytes(PNG)
     done = command("predict", tmp_path/"x.png", "--model", path)
-    assert done.code == 4 and done.err.count("\n") == 1
-    assert done.err.startswith(f"cifar-nb: {path} cannot be used")
+    assert done.returncode == 4 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"cifar-nb: {path} cannot be used")
     info = command("info", path)  # reads the card alone
-    assert info.code == 0 and len(info.out) < 5000
+    assert info.returncode == 0 and len(info.stdout) < 5000
 
 
 def test_the_bundled_models_of_one_data_set_can_be_joined(command, tmp_path):
     out = tmp_path/"both.safetensors"
-    assert command("ensemble", "cifar10", "simple", "--half", "--out", out).code == 0
+    assert command("ensemble", "cifar10", "simple", "--half", "--out", out).returncode == 0
     sizes = [find_model(name).stat().st_size for name in ("cifar10", "simple")]
     assert out.stat().st_size < 1.05*sum(sizes)

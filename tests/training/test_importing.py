@@ -1,26 +1,12 @@
 "`cifar-nb import` makes a model file of a checkpoint; other commands name it where they cannot use one."
 import argparse
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from cifar_nb.cli import main
 from cifar_nb.core import ModelError
 from cifar_nb.modelfile import find_model, read_model
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    "Runs the command line in this process."
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cifar-nb", *map(str, words)])
-        with pytest.raises(SystemExit) as end: main()
-        said = capsys.readouterr()
-        return SimpleNamespace(returncode=end.value.code, stdout=said.out, stderr=said.err)
-    return run
 
 
 @pytest.fixture(scope="module")
