@@ -1,8 +1,8 @@
 "The commands, called in this process or in another one."
-import multiprocessing
 import os
 import sys
 
+from tools.forked import CONTEXT
 from typer.testing import CliRunner
 
 from cifar_nb.cli import app
@@ -21,13 +21,6 @@ def run(*args):
     return done.exit_code, done.stdout, done.stderr
 
 
-# Importing takes longer than a tiny training, so processes are copies of one that has everything imported
-# (not on macOS, whose libraries do not allow such copies)
-SERVER = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-SERVER.set_forkserver_preload(
-    ["cifar_nb.cli", "cifar_nb.experiment", "cifar_nb.training", "optuna", "sqlalchemy"])
-
-
 def _work(args, log, environment, grace):
     from cifar_nb import search
     os.environ.clear()
@@ -41,7 +34,7 @@ def _work(args, log, environment, grace):
 def start(*args, log, grace=60, **environment):
     "A command in a process of its own, which writes all that it says to the file `log`."
     everything = (args, log, os.environ | environment, grace)
-    process = SERVER.Process(target=_work, args=everything, daemon=True)
+    process = CONTEXT.Process(target=_work, args=everything, daemon=True)
     process.start()
     return process
 

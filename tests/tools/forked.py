@@ -8,7 +8,9 @@ from pathlib import Path
 # Importing takes longer than a tiny training. The libraries of macOS do not allow such copies
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 PRELOADED = ["cifar_nb.cli", "cifar_nb.experiment", "cifar_nb.training", "cifar_nb.messages",
-             "cifar_nb.track", "matplotlib.pyplot", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"]
+             "cifar_nb.track", "matplotlib.pyplot", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store",
+             "optuna"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def _main(words, environment, files):
@@ -23,7 +25,6 @@ def _main(words, environment, files):
 class Forked:
     "A command that runs. The context manager kills it at its end, if it has not ended by itself."
     def __init__(self, *words, **environment):
-        CONTEXT.set_forkserver_preload(PRELOADED)
         self._place = tempfile.TemporaryDirectory()
         self._files = [Path(self._place.name, name) for name in ("printed", "said")]
         for path in self._files: path.touch()
