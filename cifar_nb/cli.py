@@ -44,6 +44,7 @@ from .retrain import retraining_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
+    A_MODEL,
     Architecture,
     DataDir,
     Device,
@@ -169,7 +170,7 @@ _HELD_OUT = f'{A_DATA_SET} with validation images [else what the model was train
 
 @model_commands.command()
 def calibrate(
-    model:Annotated[str, typer.Argument(help="A model's name or the path of a .safetensors file")],
+    model:Annotated[str, typer.Argument(help=A_MODEL[0].upper() + A_MODEL[1:])],
     out:Annotated[Path|None, typer.Option(help='The model file to write [else the same]')]=None,
     data:Annotated[str|None, typer.Option(help=_HELD_OUT, callback=not_empty(A_DATA_SET))]=None,
     group:Group=None,

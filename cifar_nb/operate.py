@@ -18,6 +18,7 @@ import typer
 from .core import CifarNbError, ConfigError, ModelError, Settings, log
 from cifar_nb.shell import (
     A_DATA_SET,
+    A_MODEL,
     DataDir,
     Device,
     Group,
@@ -171,7 +172,7 @@ _WHERE = f'{A_DATA_SET} with validation images [else what the model was trained 
 
 @operating_commands.command()
 def threshold(
-    model:Annotated[str, typer.Argument(help="A model's name or the path of a .safetensors file")],
+    model:Annotated[str, typer.Argument(help=A_MODEL[0].upper() + A_MODEL[1:])],
     recall:Recall=None,
     false_alarms:FalseAlarms=None,
     clear:Annotated[bool, typer.Option('--clear', help='Say the most probable class again')]=False,
