@@ -3,7 +3,6 @@
     python benchmarks/speed.py run speed94                   five seeds, into results/speed94.json
     python benchmarks/speed.py run speed94 --device cuda     on a GPU, into results/speed94_cuda.json
     python benchmarks/speed.py beside airbench94_muon.py     a published script and ours on the same GPU
-    python benchmarks/speed.py beside airbench96_faster.py --name speed96
     python benchmarks/speed.py layers                        where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                         torchvision's ResNet-18 in a plain loop
 
@@ -61,7 +60,7 @@ def changed(recipe, **changes):
 
 def flops_of(recipe, data, device):
     "Of a whole training with its optimiser, by PyTorch's counter: some batches of each size, scaled up."
-    few = data.train[:recipe.batch_size * recipe.accumulate * recipe.proxy_every]
+    few = data.train[:recipe.batch_size * recipe.accumulate]
     parts, total = build_parts(changed(recipe, compiled=False), few, data.stats, device=device), 0
     for size in set(recipe.sizes):
         batches = parts.loader(recipe.sizes.index(size))

@@ -112,26 +112,30 @@ def speed_conv(
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), *between, norm)
 
 # %% ../nbs/52_models.ipynb #520a6aa
+_ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU, silu=nn.SiLU)
+
 class SpeedBlock(nn.Module):
     "One convolution and a pooling, then more convolutions. (B,c_in,H,W) to (B,c_out,H/2,W/2), rounded down."
     def __init__(self,
         c_in:int,  # Channels of the input
         c_out:int,  # Channels of the output
         depth:int=2,  # Convolutions, including the pooled one; from 3 on, a skip bypasses all but the first
+        activation:str='relu',  # relu, gelu or silu
     ):
         super().__init__()
         self.first = speed_conv(c_in, c_out, nn.MaxPool2d(2))
+        self.activation = _ACTIVATIONS[activation]()
         layers = []
         for _ in range(depth-1):
-            layers += [speed_conv(c_out, c_out), nn.ReLU()]
-        # The last ReLU follows the sum
+            layers += [speed_conv(c_out, c_out), self.activation]
+        # The last activation follows the sum
         self.rest = nn.Sequential(*layers[:-1])
         self.skip = depth > 2
 
     def forward(self, x):
-        x = F.relu(self.first(x))
+        x = self.activation(self.first(x))
         y = self.rest(x)
-        return F.relu(y + x if self.skip else y)
+        return self.activation(y + x if self.skip else y)
 
 # %% ../nbs/52_models.ipynb #520d3aa
 def _head(c_in, n_classes):
@@ -152,6 +156,7 @@ class SpeedNet(nn.Module):
         *,
         widths:tuple[int, ...]=(64, 256, 256),  # Channels after each block
         depth:int=2,  # Convolutions per block
+        activation:str='relu',  # relu, gelu or silu
     ):
         super().__init__()
         smallest = 2**len(widths) + 1
@@ -160,13 +165,15 @@ class SpeedNet(nn.Module):
                               f'use {smallest} pixels or more')
         if depth < 1:
             raise ConfigError(f'a block of {depth} convolutions computes nothing: use 1 or more')
+        if activation not in _ACTIVATIONS:
+            raise ConfigError(f'unknown activation {activation!r}: {nearest(activation, list(_ACTIVATIONS))}')
         self.whiten = nn.Conv2d(3, 24, 2)
-        blocks = [SpeedBlock(c_in, c_out, depth) for c_in,c_out in zip((24, *widths), widths)]
+        blocks = [SpeedBlock(c_in, c_out, depth, activation) for c_in,c_out in zip((24, *widths), widths)]
         self.blocks = nn.Sequential(*blocks)
         self.head = _head(widths[-1], n_classes)
 
     def forward(self, x):
-        x = self.blocks(F.relu(self.whiten(x)))
+        x = self.blocks(self.blocks[0].activation(self.whiten(x)))
         # Not amax: compiled for a GPU with 16 bits, its gradient can be wrong (pytorch issue 195214)
         x = x.flatten(2).max(2).values
         return self.head(x)/self.head.in_features

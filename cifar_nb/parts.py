@@ -30,7 +30,7 @@ from .own import check_scores
 from .policies import find_mix, find_policy
 from .rates import make_schedule
 from .records import AnyRecipe, Recipe, SpeedRecipe
-from .speed import ProxyFilter, compile_each_size, init_network, make_muon, speed_loader
+from .speed import compile_each_size, init_network, make_muon, speed_loader
 from .tiles import OverTiles
 
 # %% ../nbs/79_parts.ipynb #f954f792
@@ -134,44 +134,24 @@ def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
         learner=None if net is model else lambda epoch: net)
 
 # %% ../nbs/79_parts.ipynb #57671825
-def _make_speed_opt(recipe, model, amp, images_per_step):
-    return make_muon(
-        model, images_per_step=images_per_step, lr=recipe.lr, momentum=recipe.momentum,
-        bias_lr=recipe.bias_lr, head_lr=recipe.head_lr, sgd_momentum=recipe.sgd_momentum, decay=recipe.decay,
-        bf16=amp.precision == 'bf16', compiled=recipe.compiled)
-
-def _add_proxy(recipe, parts, images, stats):
-    "Let a proxy network pass on the hard part of each batch only."
-    device,whole = parts.device,parts.loader
-    size = min(recipe.sizes)
-    proxy = init_network(images, stats, widths=recipe.proxy_widths, depth=2, size=size, device=device)
-    amp = Amp(device, recipe.precision)
-    opt = _make_speed_opt(recipe, proxy, amp, recipe.batch_size)
-    n_steps = math.ceil(len(images)//recipe.batch_size/recipe.proxy_every)
-    sched = make_schedule(opt, 'linear', recipe.epochs, n_steps)
-    def loader(epoch):
-        return ProxyFilter(whole(epoch), recipe.hard, proxy, opt, loss_fn=parts.loss_fn, amp=amp, sched=sched,
-                           every=recipe.proxy_every)
-    more = dict(proxy=proxy, proxy_opt=opt, proxy_sched=sched, proxy_scaler=amp.scaler)
-    return replace(parts, loader=loader, more=more)
-
 @build_parts.register
 def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None):
     seed_everything(recipe.seed)
     images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
     images = flip_where(images, torch.rand(len(images)) < .5)
     sizes,amp = recipe.sizes,Amp(device, recipe.precision)
-    n_passed = math.ceil(recipe.hard*recipe.batch_size)  # images of a batch that are trained on
     loss_fn,order = _balance(recipe, train, device)
     loader = speed_loader(images, stats, recipe.batch_size, sizes=sizes, shift=recipe.shift,
                           cutout_size=recipe.cutout, device=device, order=order)
     n_steps = _steps_per_epoch(recipe, len(images)//recipe.batch_size)
-    model = init_network(images, stats, widths=recipe.widths, depth=recipe.depth, size=min(sizes),
-                         device=device)
-    opt = _make_speed_opt(recipe, model, amp, n_passed*recipe.accumulate)
+    model = init_network(images, stats, device=device, **recipe.arguments(len(images.classes)))
+    opt = make_muon(
+        model, images_per_step=recipe.batch_size*recipe.accumulate, lr=recipe.lr, momentum=recipe.momentum,
+        bias_lr=recipe.bias_lr, head_lr=recipe.head_lr, sgd_momentum=recipe.sgd_momentum, decay=recipe.decay,
+        bf16=amp.precision == 'bf16', compiled=recipe.compiled)
     sched = make_schedule(opt, 'linear', recipe.epochs, n_steps)
-    parts = Parts(
-        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, six_views=True)
-    if recipe.compiled:
-        parts.learner = compile_each_size(model, n_passed, sizes=sizes, amp=amp, accumulate=recipe.accumulate)
-    return _add_proxy(recipe, parts, images, stats) if recipe.hard < 1 else parts
+    learner = compile_each_size(
+        model, recipe.batch_size, sizes=sizes, amp=amp, accumulate=recipe.accumulate) if recipe.compiled else None
+    return Parts(
+        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, learner=learner,
+        six_views=True)

@@ -79,7 +79,7 @@ def with_changes(
 # %% ../nbs/80_recipes.ipynb #c360740d
 RECIPE_NAMES = (
     'simple', 'simple_tuned', 'enhanced', 'enhanced_tuned', 'resnet50', 'se_resnet', 'se_resnet_tuned',
-    'resnet18', 'resnet18_tuned', 'resnet34', 'finetune', 'speed94', 'speed96', 'speed_cifar100')
+    'resnet18', 'resnet18_tuned', 'resnet34', 'finetune', 'speed94', 'speed_cifar100')
 
 @contextmanager
 def _naming(name:str)->Iterator[None]: # Errors inside get the name in front

@@ -333,6 +333,8 @@ class _FastNetwork(BaseRecipe):
     widths:Widths = (64, 256, 256)
     # Convolutions per block: one before its pooling, one after
     depth:Annotated[int, Field(ge=1, le=SIZE_LIMITS['depth'])] = 2
+    # Between the layers
+    activation:Literal['relu', 'gelu', 'silu'] = 'relu'
     epochs:Count = 15
     # Pairs (part of `size`, fraction of the epochs), then whole images: coarse features need few pixels
     zoom:_Zoom = ((.75, .34), (.875, .33))
@@ -345,7 +347,8 @@ class _FastNetwork(BaseRecipe):
         return [size_at_epoch(epoch, self.epochs, self.size, **options) for epoch in range(self.epochs)]
 
     def arguments(self, n_classes):
-        return dict(n_classes=n_classes, size=min(self.sizes), widths=self.widths, depth=self.depth)
+        return dict(n_classes=n_classes, size=min(self.sizes), widths=self.widths, depth=self.depth,
+                    activation=self.activation)
 
 # %% ../nbs/78_records.ipynb #69a1eb75
 class SpeedRecipe(_FastNetwork):
@@ -370,12 +373,6 @@ class SpeedRecipe(_FastNetwork):
     shift:NonNegative = 2
     # Height of the hidden square in pixels; for large networks in long runs
     cutout:NonNegative = 0
-    # Fraction of each batch, the hardest images, that a proxy network passes on; 1 uses no proxy
-    hard:Annotated[float, Field(gt=0, le=1)] = 1.
-    # Channels of the proxy's blocks: airbench96's, cheap next to a large network
-    proxy_widths:Widths = (32, 64, 64)
-    # The proxy learns from each `proxy_every`-th batch: enough to follow the training, and cheap
-    proxy_every:Count = 4
     # Network and optimiser through torch.compile, recorded on a GPU: faster there after a minute of compiling
     compiled:bool = False
 
@@ -387,28 +384,23 @@ class SpeedRecipe(_FastNetwork):
         if self.fit == 'tiles':
             raise ConfigError('fit = tiles is for standard recipes, such as finetune: use one of them, '
                               'or fit = pad')
-        if self.hard*self.batch_size <= 1:
-            raise ConfigError(f'hard = {self.hard}, batch_size = {self.batch_size}: '
-                              'leave at least two images per step')
-        if self.hard < 1 and self.balance != 'none':
-            raise ConfigError(f'hard = {self.hard} chooses images by their loss, whatever their class: '
-                              f'use hard = 1 with balance = {self.balance}, or balance = none')
         total = sum(fraction for _,fraction in self.zoom)
         if total > 1+1e-9:
             raise ConfigError(f'zoom takes {total:.0%} of the epochs: use fractions with a sum of at most 1')
         _check_buildable(self.architecture, self.arguments(10), 'widths and depth')
-        proxy = dict(self.arguments(10), widths=self.proxy_widths, depth=2)
-        if self.hard < 1: _check_buildable(self.architecture, proxy, 'proxy_widths')
         return self
 
 # %% ../nbs/78_records.ipynb #b7b00bd3
 AnyRecipe = Recipe|SpeedRecipe
 _UNION:TypeAdapter = TypeAdapter(Annotated[AnyRecipe, Field(discriminator='kind')])
+# Keys of older fast recipes, for a network that chose the images; with hard = 1 there was none
+_DROPPED = {'hard', 'proxy_widths', 'proxy_every'}
 
 def recipe_from(
     values:dict, # Sections are dictionaries; what is missing keeps its default
 )->AnyRecipe:
     "A checked recipe. Raises `ConfigError` that names the key, and the nearest right one."
+    if values.get('hard') == 1: values = {k: v for k,v in values.items() if k not in _DROPPED}
     try: return _UNION.validate_python({'kind': 'standard', **values})
     except ValidationError as e:
         raise ConfigError(f"kind = {values.get('kind')!r}: use standard or speed") from e

@@ -19,6 +19,7 @@ def _main(words, environment, files):
     for fd, path in zip((1, 2), files): os.dup2(os.open(path, os.O_WRONLY), fd)
     sys.argv = ["cifar-nb", *words]
     import torch
+
     from cifar_nb.cli import main
     # torch has counted them when the copied process imported it, perhaps in another environment
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count())))

@@ -92,7 +92,6 @@ def test_in_a_file(folder, tmp_path):
     ("simple", "balance=", "balance = '': use one of none, weights, sampling"),
     ("simple", "balance.weights=1", "balance is a section"),
     ("simple", "balanced=weights", "a recipe has no 'balanced': did you mean 'balance'?"),
-    ("speed96", "balance=sampling", "use hard = 1 with balance = sampling"),
 ])
 def test_what_makes_no_sense_is_refused(recipe, change, said, *, folder, tmp_path):
     code, _, error = run("train", "--recipe", recipe, "--data", folder, "--set", change,
