@@ -150,8 +150,9 @@ def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None)
         bias_lr=recipe.bias_lr, head_lr=recipe.head_lr, sgd_momentum=recipe.sgd_momentum, decay=recipe.decay,
         bf16=amp.precision == 'bf16', compiled=recipe.compiled)
     sched = make_schedule(opt, 'linear', recipe.epochs, n_steps)
-    learner = compile_each_size(
-        model, recipe.batch_size, sizes=sizes, amp=amp, accumulate=recipe.accumulate) if recipe.compiled else None
-    return Parts(
-        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, learner=learner,
-        six_views=True)
+    parts = Parts(
+        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, six_views=True)
+    if recipe.compiled:
+        parts.learner = compile_each_size(model, recipe.batch_size, sizes=sizes, amp=amp,
+                                          accumulate=recipe.accumulate)
+    return parts
