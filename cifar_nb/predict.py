@@ -8,6 +8,8 @@ __all__ = ['PREDICTED', 'Candidate', 'Prediction', 'as_prediction', 'Predictor',
 # %% ../nbs/61_predict.ipynb #61004aa
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from .device import best_device
 from .images import normalize, stack_images
 from .modelfile import ModelCard, find_model, read_model
 from .own import use_architecture
-from .photos import MAX_TILES, as_tensor, see_image
+from .photos import MAX_TILES, Seen, as_tensor, see_image
 from .threshold import decide
 from .tiles import combine_tiles
 
@@ -140,16 +142,23 @@ class Predictor:
         return [as_prediction(row, self.card, self.name, top_k=k, took=took, tiles=found)
                 for row,k,found in zip(rows.tolist(), top_k, tiles)]
 
+    def answer_seen(self,
+        seen:list[Seen], # From `see_image`, with the size and the fit of the card
+        top_k:int=5, # Candidates in `top`, at most the number of classes
+    )->list[Prediction]: # One per image
+        "Predictions for decoded images."
+        if not seen: return []
+        found = self.answers([as_tensor(arrays[0]) for arrays,_ in seen], [top_k]*len(seen))
+        for prediction,(_,frame) in zip(found, seen): prediction.frame = frame
+        return found
+
     def predict_batch(self,
         images:list[bytes|Image.Image], # Files, or images of any modes and sizes
         top_k:int=5, # Candidates in `top`, at most the number of classes
     )->list[Prediction]: # One per image
         "Predictions for several images at once. Raises `ImageError`."
-        if not images: return []
-        seen = [see_image(image, self.card.input_size, fit=self.card.fit) for image in images]
-        found = self.answers([as_tensor(arrays[0]) for arrays,_ in seen], [top_k]*len(images))
-        for prediction,(_,frame) in zip(found, seen): prediction.frame = frame
-        return found
+        return self.answer_seen(
+            [see_image(image, self.card.input_size, fit=self.card.fit) for image in images], top_k)
 
     def __call__(self,
         image:bytes|Image.Image, # A file, or an image of any mode and size
@@ -159,30 +168,34 @@ class Predictor:
         return self.predict_batch([image], top_k)[0]
 
 # %% ../nbs/61_predict.ipynb #61files2
-def _read(path:Path)->bytes|OSError:
-    try: return path.read_bytes()
-    except OSError as e: return e
+def _look(predictor, path:Path)->Seen|ImageError|OSError:
+    card = predictor.card
+    try: return see_image(path.read_bytes(), card.input_size, fit=card.fit)
+    except (ImageError, OSError) as e: return e
 
-def _answer_each(predictor, data:list[bytes], top_k:int)->list[Prediction|ImageError]:
-    "Predictions for a batch of files; image by image where one of them is bad."
-    try: return predictor.predict_batch(data, top_k)
-    except ImageError as e:
-        if len(data) == 1: return [e]
-        return [_answer_each(predictor, [one], top_k)[0] for one in data]
+def _one_ahead(pool:ThreadPoolExecutor, work:Callable, parts:Iterable)->Iterator[list]:
+    "The results of each part; the work on the next part has begun when one is given."
+    coming = None
+    for part in parts:
+        before,coming = coming,pool.map(work, part)
+        if before is not None: yield list(before)
+    if coming is not None: yield list(coming)
 
 # %% ../nbs/61_predict.ipynb #61files3
 def predict_files(
     predictor:Predictor,
     paths:Iterable[Path], # Files, which need not exist
     top_k:int=5, # Candidates in `top`, at most the number of classes
-    batch_size:int=16, # Files that are read and predicted together
+    batch_size:int=16, # Files that go through the network together
 )->Iterator[Prediction|ImageError|OSError]: # One per file, in the same order
     "Predictions for many files. A file without one gives the error, which is not raised."
     todo = list(paths)
-    for start in range(0, len(todo), batch_size):
-        found = [_read(path) for path in todo[start:start+batch_size]]
-        answers = iter(_answer_each(predictor, [data for data in found if isinstance(data, bytes)], top_k))
-        for data in found: yield next(answers) if isinstance(data, bytes) else data
+    parts = [todo[start:start+batch_size] for start in range(0, len(todo), batch_size)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for found in _one_ahead(pool, partial(_look, predictor), parts):
+            seen = [it for it in found if isinstance(it, Seen)]
+            answers = iter(predictor.answer_seen(seen, top_k))
+            for it in found: yield next(answers) if isinstance(it, Seen) else it
 
 # %% ../nbs/61_predict.ipynb #61files7
 PREDICTED = ('path', 'prediction', 'confidence', 'decision', 'familiar', 'error')
