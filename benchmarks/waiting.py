@@ -1,0 +1,111 @@
+"""How long does a user wait: for an import, for the start of each command, for work that takes seconds?
+
+    python benchmarks/waiting.py                  about half an hour; writes results/waiting.json
+    python benchmarks/waiting.py --before ../old  next to an older checkout, in turns
+    python benchmarks/waiting.py --rounds 1 --photos 20    a trial, which writes nothing
+
+Each side is a fresh process. The sides take turns, after a round that fills the system's file cache and is
+not counted. `first epoch` ends when the command says what the first epoch reached. The photos are those of
+folder.py: JPEG, two megapixels. Run it alone, with CIFAR-10 in the data folder.
+"""
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from folder import make_photos
+from machine import write
+
+from cifar_nb.core import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = "from cifar_nb.cli import main; main()"
+COMMANDS = ("data", "recipes", "train", "import", "evaluate", "calibrate", "predict", "samples", "serve",
+            "threshold", "info", "compare", "ensemble", "tune", "runs", "promote", "retrain")
+PLENTY = 1000  # Photos, of which a result is worth keeping
+
+
+def sides(photos):
+    "Words of each command by name. `CACHE` is a new empty folder, `OUT` a new file."
+    one = str(next(photos.rglob("*.jpg")))
+    def command(*words): return ["-c", MAIN, *words]
+    found = {
+        "import torch": ["-c", "import torch"],
+        "import torch, torchvision": ["-c", "import torch, torchvision"],
+        "import cifar_nb": ["-c", "import cifar_nb"],
+        "import cifar_nb.cli": ["-c", "import cifar_nb.cli"],
+    }
+    found |= {f"cifar-nb {name} --help": command(name, "--help") for name in COMMANDS}
+    n = len([*photos.rglob("*.jpg")])
+    return found | {
+        "cifar-nb info cifar10": command("info", "cifar10"),
+        "cifar-nb predict, one photo": command("predict", one),
+        f"cifar-nb predict, {n:,} photos": command("predict", str(photos), "--csv", "OUT.csv"),
+        f"cifar-nb data, {n:,} photos for the first time": command("data", str(photos)),
+        f"cifar-nb data, {n:,} photos again": command("data", str(photos)),
+        "cifar-nb evaluate cifar10": command("evaluate", "cifar10"),
+        "cifar-nb train, first epoch of simple": command("train", "--out", "OUT.safetensors"),
+    }
+
+
+def wait(words, tree, place):
+    "Seconds until a process ends, or has said what its first epoch reached."
+    env = {k: v for k, v in os.environ.items() if not k.startswith("CIFAR_NB_")}
+    env |= {"PYTHONPATH": str(tree), "CIFAR_NB_DATA_DIR": str(place / "data"), "TQDM_DISABLE": "1"}
+    start = time.perf_counter()
+    with subprocess.Popen([sys.executable, *words], env=env, cwd=place, text=True, stderr=subprocess.STDOUT,
+                          stdout=subprocess.PIPE) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("epoch   1/"): process.kill()
+        seconds = time.perf_counter() - start
+    if process.returncode > 0: sys.exit(f"{words}: {''.join(said)[-1000:]}")
+    return seconds
+
+
+def one_round(commands, trees, place):
+    "Seconds of each side in each tree, by turns."
+    found = {}
+    for name, words in commands.items():
+        for label, tree in trees.items():
+            own = place / label
+            if "first" in name:  # an empty cache, and no checkpoint
+                for path in (*(own / "data").glob("decoded*"), *own.glob("OUT*"), own / "runs"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            found[name, label] = wait(words, tree, own)
+    return found
+
+
+def main(
+    rounds: int = 5,
+    photos: int = PLENTY,
+    before: Annotated[Path | None, typer.Option(exists=True, file_okay=False)] = None,
+):
+    "Measure all sides in turn."
+    trees = {"now": ROOT} | ({"before": before.resolve()} if before else {})
+    data = Settings.read().data_dir
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for label in trees:
+            (place / label / "data").mkdir(parents=True)
+            for path in Path(data).glob("cifar-10*"): (place / label / "data" / path.name).symlink_to(path)
+        make_photos(place / "photos", photos)
+        commands = sides(place / "photos")
+        seen = [one_round(commands, trees, place) for _ in range(rounds + 1)][1:]
+    seconds = {label: {name: statistics.median(r[name, label] for r in seen) for name in commands}
+               for label in trees}
+    for name in commands: print(f"{name:50}", *(f"{label} {s[name]:7.2f}" for label, s in seconds.items()))
+    if photos < PLENTY: return
+    write("waiting", what="seconds that a user waits, medians of fresh processes in turn", rounds=rounds,
+          photos=photos, median_seconds=seconds["now"], before_seconds=seconds.get("before"),
+          every_round=[{f"{name}, {label}": s for (name, label), s in r.items()} for r in seen])
+
+
+if __name__ == "__main__": typer.run(main)
