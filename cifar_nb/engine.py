@@ -49,6 +49,7 @@ class Job:
     fit:str='crop'  # How the photo became squares
     frame:int|None=None  # Of an animation: which frame, counted from 1
     view:bool=False  # Whether to send back what the model saw
+    tta:bool=False  # Whether six views are averaged
     since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
 
@@ -132,14 +133,16 @@ def run_batch(
 )->list[tuple[Job, Answer|Exception]]:
     "Compute jobs together. Raises nothing: a job that fails, fails alone."
     batch:list[Job] = []
-    failed:list[tuple[Job, Answer|Exception]] = []
+    done:list[tuple[Job, Answer|Exception]] = []
     for job in jobs:
         try:
             job.begin(predictor.card, max_wait)
             batch.append(job)
-        except Exception as e: failed.append((job, e))
-    outcomes = _compute(batch, predictor) if batch else []
-    return failed + list(zip(batch, outcomes))
+        except Exception as e: done.append((job, e))
+    for tta,way in ((False, predictor), (True, predictor.six_views)):
+        chosen = [job for job in batch if job.tta == tta]
+        if chosen: done += zip(chosen, _compute(chosen, way))
+    return done
 
 # %% ../nbs/93_engine.ipynb #31232650
 def _deliver(
@@ -232,6 +235,7 @@ class Engine:
         client:str='', # Who sends it, such as an address
         view:bool=False, # Whether to send back what the model saw
         explain:bool=False, # Whether to send back where it looked
+        tta:bool=False, # Whether to average six views: more accurate, six times the work
         turn:asyncio.Lock|None=None, # Shared by images that are to be decoded one after the other
     )->Answer:
         "Wait for the thread. Raises `ImageError`, or a 503 for no model, a full queue, or too long a wait."
@@ -244,7 +248,8 @@ class Engine:
                     seen = await self._decode(data, card, since, explain=explain, turn=turn)
                     pixels,*large = seen.arrays
                     done = self.loop.create_future()
-                    job = Job(pixels, top_k, done, next(iter(large), None), card.fit, seen.frame, view, since)
+                    job = Job(pixels, top_k, done, next(iter(large), None), card.fit, seen.frame, view, tta,
+                              since)
                     return await self._wait(job)
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e

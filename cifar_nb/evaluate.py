@@ -8,7 +8,7 @@ __all__ = ['wilson_interval', 'Report', 'evaluate', 'prediction_bias', 'confusio
 
 # %% ../nbs/40_evaluate.ipynb #05821904
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -187,7 +187,7 @@ def choose_margin(
 class SixViews(nn.Module):
     "Averages six views, flipped and shifted, of images with a small margin. (B,3,H,W) to logits (B,K)."
     def __init__(self,
-        model:nn.Module, # Gives logits
+        model:Callable[[Tensor], Tensor], # Gives logits, such as a network
         margin:float|None=None, # Images with a smaller margin get six views; None gives them to all
     ):
         super().__init__()

@@ -67,10 +67,11 @@ def measure_as_served(
     predictor, # A `Predictor`
     images, # Labelled `Images` of its size
     name:str, # Of their data set, for the error
+    tta:bool=False, # Average six views of each image
 ): # A `Report` with the probabilities that `predict` gives
     "Measure a model. Raises `ModelError` when the images have other classes."
     from cifar_nb.batches import BatchLoader
-    from cifar_nb.evaluate import evaluate
+    from cifar_nb.evaluate import SixViews, evaluate
     from cifar_nb.trust import calibrated
     card = predictor.card
     if images.classes != card.classes:
@@ -78,7 +79,8 @@ def measure_as_served(
         raise ModelError(f'the classes of the model {predictor.name} ({ours}, …) '
                          f'are not those of {name} ({theirs}, …)')
     dl = BatchLoader(images, card.stats, min(500, len(images)), device=predictor.device)
-    report = evaluate(predictor.model, dl, card.classes, device=predictor.device)
+    model = SixViews(predictor.model) if tta else predictor.model
+    report = evaluate(model, dl, card.classes, device=predictor.device)
     return calibrated(report, card.temperature)
 
 # %% ../nbs/76_operate.ipynb #76010bb

@@ -24,6 +24,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
 
 from . import __version__
 from cifar_nb.access import (
@@ -88,14 +89,21 @@ async def _client(request:Request)->str: return request.client.host if request.c
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[ServiceSettings, Depends(_settings)]
 Client = Annotated[str, Depends(_client)]
-TopK = Annotated[int, Query(ge=1, le=1000, description='How many candidates `top` lists')]
-View = Annotated[bool, Query(description='Send back the image as the model saw it')]
 _KEYS = ('The key of the service, where it has one; for POST /model/reload the key for operations, '
          'where it has one of its own')
 Key = Annotated[str|None, Security(APIKeyHeader(
     name='X-API-Key', auto_error=False, description=_KEYS))]
 Bearer = Annotated[HTTPAuthorizationCredentials|None, Security(HTTPBearer(
     auto_error=False, description='The same key as a bearer token'))]
+
+class Wanted(BaseModel):
+    "What a client asks for in the address."
+    top_k:int = Field(5, ge=1, le=1000, description='How many candidates `top` lists')
+    view:bool = Field(False, description='Send back the image as the model saw it')
+    tta:bool = Field(False, description=(
+        'Average six views of the image, flipped and shifted: more accurate, six times the work'))
+
+WantedQuery = Annotated[Wanted, Query()]
 
 # %% ../nbs/95_serve.ipynb #185b5e54
 async def _sent_key(key:Key=None, bearer:Bearer=None)->str: # Empty for none
@@ -175,28 +183,30 @@ async def model(engine:EngineDep, settings:SettingsDep)->ServedModel:
 # %% ../nbs/95_serve.ipynb #33231daa
 predictions = APIRouter()
 
-async def _answer(request:Request, engine:Engine, top_k:int, **wanted)->Response:
+async def _answer(request:Request, engine:Engine, wanted:Wanted, **more)->Response:
     "Answer the image of a request. The answer is checked already; FastAPI would do it a second time."
     data,asked = await read_request(request)
-    answer = await engine.answer(data, asked or top_k, **wanted)
+    options = dict(wanted) | more
+    if asked: options['top_k'] = asked
+    answer = await engine.answer(data, **options)
     return Response(answer.model_dump_json(), media_type='application/json')
 
 @predictions.put('/predict', response_model=Answer, responses=REFUSALS, openapi_extra=FILE_BODY)
 @predictions.post('/predict', response_model=Answer, responses=REFUSALS, openapi_extra=ANY_BODY)
-async def predict(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
+async def predict(request:Request, engine:EngineDep, client:Client, *, wanted:WantedQuery):
     "The class of an image, sent as the whole body, as the file of a form, or as JSON with `image_base64`."
-    return await _answer(request, engine, top_k, client=client, view=view)
+    return await _answer(request, engine, wanted, client=client)
 
 @predictions.post('/predict_base64', response_model=Answer, responses=REFUSALS, openapi_extra=JSON_BODY)
-async def predict_base64(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
+async def predict_base64(request:Request, engine:EngineDep, client:Client, *, wanted:WantedQuery):
     "The class of an image, sent as JSON with `image_base64`."
-    return await _answer(request, engine, top_k, client=client, view=view)
+    return await _answer(request, engine, wanted, client=client)
 
 @predictions.put('/explain', response_model=Explanation, responses=REFUSALS, openapi_extra=FILE_BODY)
 @predictions.post('/explain', response_model=Explanation, responses=REFUSALS, openapi_extra=ANY_BODY)
-async def explain(request:Request, engine:EngineDep, client:Client, *, top_k:TopK=5, view:View=False):
+async def explain(request:Request, engine:EngineDep, client:Client, *, wanted:WantedQuery):
     "The class of an image, and where in it the model looked."
-    return await _answer(request, engine, top_k, client=client, view=view, explain=True)
+    return await _answer(request, engine, wanted, client=client, explain=True)
 
 # %% ../nbs/95_serve.ipynb #95class1
 @predictions.post('/classify', include_in_schema=False)
@@ -236,8 +246,7 @@ async def _answer_one(
     engine:Engine,
     places:asyncio.Semaphore, # Of the request that the image came with
     data:bytes, # An image file
-    top_k:int, # Candidates to list
-    **wanted, # `client`, `view` and `turn` of `Engine.answer`
+    **options, # Of `Engine.answer`
 )->Answer|Failure:
     "The answer for one image of several, or why there is none."
     async with AsyncExitStack() as held:
@@ -245,7 +254,7 @@ async def _answer_one(
             async with asyncio.timeout(engine.max_wait):
                 for semaphore in (places, engine.batch_places): await held.enter_async_context(semaphore)
         except TimeoutError: return Failure(detail='the image has waited for too long', status=503)
-        try: return await engine.answer(data, top_k, **wanted)
+        try: return await engine.answer(data, **options)
         except ImageError as e:
             await asyncio.sleep(DelayRefusals.seconds)
             return Failure(detail=str(e), status=status_of(e))
@@ -253,7 +262,7 @@ async def _answer_one(
 
 # %% ../nbs/95_serve.ipynb #95batch1
 async def predict_batch(
-    request:Request, engine:EngineDep, settings:SettingsDep, client:Client, *, top_k:TopK=5, view:View=False,
+    request:Request, engine:EngineDep, settings:SettingsDep, client:Client, *, wanted:WantedQuery,
 ):
     """The classes of several images, sent as files of a form.
 
@@ -261,8 +270,8 @@ async def predict_batch(
     engine.ready()
     images = await read_files(request, settings.max_batch)
     places = asyncio.Semaphore(4)  # one request may not fill the queue
-    wanted = dict(client=client, view=view, turn=asyncio.Lock())
-    found = await asyncio.gather(*(_answer_one(engine, places, data, top_k, **wanted) for data in images))
+    options = dict(wanted, client=client, turn=asyncio.Lock())
+    found = await asyncio.gather(*(_answer_one(engine, places, data, **options) for data in images))
     rows = ','.join(one.model_dump_json() for one in found)
     return Response(f'[{rows}]', media_type='application/json')
 
