@@ -93,10 +93,11 @@ def train_epoch(  # noqa: PLR0913
     clip:float|None=None,  # Largest gradient norm
     accumulate:int=1,      # Batches whose gradients make one step
     watch:Callable=noop,   # Sees each batch, changes nothing
-)->float:                  # Mean loss per image
+    meter:LossMeter|None=None,  # Collects the losses for its owner; None collects and reads them here
+)->float:                  # Mean loss per image; NaN where `meter` has it
     "One pass over `dl`, five steps per batch. Raises `TrainingDiverged` when the loss is not finite."
     amp = amp or Amp(device)
-    meter = LossMeter()
+    losses = meter or LossMeter()
     model.train()
     for x,y,first,weight,last in accumulation_groups(dl, accumulate):
         x,y = x.to(device),y.to(device)
@@ -105,7 +106,7 @@ def train_epoch(  # noqa: PLR0913
             loss = loss_fn(logits, y)             # 2 loss
         if first: opt.zero_grad()                 # 3 zero_grad
         amp.scaler.scale(weight*loss).backward()  # 4 backward
-        meter.add(loss, len(x), opt.param_groups[0]['lr'])
+        losses.add(loss, len(x), opt.param_groups[0]['lr'])
         stepped = False
         if last:
             if clip:
@@ -119,4 +120,4 @@ def train_epoch(  # noqa: PLR0913
             if sched and stepped: sched.step()
         seen = dict(logits=logits.detach(), y=y, loss=loss.detach(), stepped=stepped)
         watch(model=model, opt=opt, **seen)
-    return meter.mean()
+    return math.nan if meter else losses.mean()

@@ -23,7 +23,7 @@ from .augment import cutout, random_shift, resize_images
 from .batches import BatchLoader
 from .device import Amp
 from .images import Images, Stats
-from .loop import train_epoch
+from .loop import LossMeter, train_epoch
 from .models import SpeedNet, create_model
 from .muon import Muon
 from .start import identity_, whiten_
@@ -120,13 +120,15 @@ class ProxyFilter:
     def size(self)->int: return self.dl.size  # Pixels
 
     def __iter__(self)->Iterator[tuple[Tensor, Tensor]]: # `x` (ceil(fraction*B),3,H,W) and its `y`
+        meter = LossMeter()  # of many calls: reading each loss would make Python wait for a GPU
         for i,(x,y) in enumerate(self.dl):
             if i % self.every == 0:
                 device = str(x.device)
                 train_epoch(self.proxy, [(x, y)], self.opt, self.loss_fn, device=device, amp=self.amp,
-                            sched=self.sched)
+                            sched=self.sched, meter=meter)
             hard = self._losses(x, y).topk(math.ceil(self.fraction*len(x))).indices
             yield x[hard], y[hard]
+        meter.read()
 
     @torch.no_grad()
     def _losses(self, x, y):
