@@ -44,9 +44,10 @@ def run(*args, **environment):
 def digest(data): return hashlib.sha256(data).hexdigest()[:16]
 
 
-def weights_of(flags, folder):
+def weights_of(name, flags, folder):
     "SHA-256 of each tensor after a short run that trains on everything."
-    out = folder / "run.safetensors"
+    # A file for each run: training does not replace a model by one that may be worse
+    out = folder / f"{name}.safetensors"
     fixed = ["--data", "synthetic", "--held-out", "0", "--precision", "float32", "--seed", "3",
              "--device", "cpu", "--fresh"]
     run(*COMMAND, "train", *flags, *fixed, "--out", str(out))
@@ -94,7 +95,7 @@ def snapshot():
         folder = Path(tmp)
         files = draw_images(folder)
         return {
-            "weights": {name: weights_of(flags, folder) for name, flags in RUNS.items()},
+            "weights": {name: weights_of(name, flags, folder) for name, flags in RUNS.items()},
             "answers": {model: answers_of(model, files) for model in MODELS},
             "routes": routes(),
             "help": {" ".join(["cifar-nb", *words]): run(*COMMAND, *words, "--help") for words in COMMANDS},

@@ -42,10 +42,10 @@ def conditions(device="cpu"):
     return dict(machine=machine, revision=REVISION, versions=library_versions())
 
 
-def write(name, **result):
+def write(name, folder=RESULTS, **result):
     "results/NAME.json: the result after the conditions that it was measured under."
     text = json.dumps({**conditions(result.get("device", "cpu")), **result}, indent=1)
-    with atomic_path(RESULTS / f"{name}.json") as part: part.write_text(text + "\n", encoding="utf-8")
+    with atomic_path(folder / f"{name}.json") as part: part.write_text(text + "\n", encoding="utf-8")
 
 
 def summary(values):

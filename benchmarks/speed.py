@@ -2,24 +2,18 @@
 
     python benchmarks/speed.py run speed94                   five seeds, into results/speed94.json
     python benchmarks/speed.py run speed94 --device cuda     on a GPU, into results/speed94_cuda.json
-    python benchmarks/speed.py beside airbench94_muon.py     a published script and ours on the same GPU
     python benchmarks/speed.py layers                        where the time of a step goes, layer by layer
     python benchmarks/speed.py plain                         torchvision's ResNet-18 in a plain loop
 
-`run` continues a results file of the same revision. `beside` makes as many runs as the script does; it writes
-results/beside_NAME.json, with --compiled results/beside_NAME_compiled.json. All of them train on the 50,000
-training images and test on the official 10,000. No choice is made here.
+`run` continues a results file of the same revision. All of them train on the 50,000 training images and test
+on the official 10,000. No choice is made here. benchmarks/beside.py compares with airbench.
 """
 import json
-import math
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -269,67 +263,6 @@ def run(  # noqa: PLR0917, the flags of a command
         last = done[-1]
         print(f"  {last['accuracy']:.2%}, {last['accuracy_tta']:.2%} with test-time augmentation, "
               f"{last['seconds_from_disk']:.0f} s from disk", flush=True)
-
-
-def read_row(columns, line):
-    "A row of airbench's table as a dictionary, or the names of its columns."
-    cells = [cell.strip() for cell in line.split("|")]
-    return (cells, {}) if "tta_val_acc" in cells else (columns, dict(zip(columns, cells)))
-
-
-def published(script, runs):
-    "Accuracy (TTA) and seconds of each run of a script that prints airbench's table, without its first run."
-    found, columns = [], []
-    command, env = [sys.executable, script.name], {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=script.parent, env=env, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            columns, row = read_row(columns, line)
-            if row.get("epoch") == "eval":
-                seconds = next(v for k, v in row.items() if k.endswith("time_seconds"))
-                found.append(dict(accuracy_tta=float(row["tta_val_acc"]), seconds_from_device=float(seconds)))
-            if len(found) > runs: break
-        process.terminate()
-    if len(found) > 1: return found[1:]
-    sys.exit(f"{script} gave {max(0, len(found) - 1)} of {runs} runs, and ended with {process.returncode}: "
-             "are its packages and its data there?")
-
-
-WHAT_BESIDE = ("a published script and a recipe of ours on the same machine; the script counts whitening, "
-               "training and test only, ours also what comes before the first step")
-
-
-@app.command()
-def beside(  # noqa: PLR0917, the flags of a command
-    script: Annotated[Path, typer.Argument(
-        help="airbench94_muon.py, or another script with the same table", exists=True, dir_okay=False)],
-    name: str = "speed94",
-    runs: Annotated[int, typer.Option(min=1)] = 20,
-    device: str = "cuda",
-    precision: str = "auto",
-    compiled: bool = False,
-):
-    "A published script and a fast recipe of ours on the same card: accuracy with TTA, seconds to reach it."
-    device = best_device(device)
-    prepare(device)
-    precision = best_precision(device) if precision == "auto" else precision
-    recipe = fast_recipe(name, held_out=0, precision=precision, compiled=compiled)
-    theirs = published(script, runs)
-    one_run(recipe, device)  # warms up, as theirs did
-    ours = [one_run(changed(recipe, seed=seed), device) for seed in range(len(theirs))]
-    every_run = {script.stem: theirs, name: ours}
-    columns = ("accuracy_tta", "seconds_from_device")
-    def means(done): return {k: summary([row[k] for row in done]) for k in columns}
-    sides = {side: means(done) for side, done in every_run.items()}
-    seconds = [sides[side]["seconds_from_device"] for side in (name, script.stem)]
-    ratio = seconds[0]["mean"] / seconds[1]["mean"]
-    half = ratio * math.hypot(*(s["ci95"] / s["mean"] for s in seconds)) if len(ours) > 1 else None
-    out = f"beside_{name}_compiled" if compiled else f"beside_{name}"
-    write(out, what=WHAT_BESIDE, ratio_ci95=half, device=device,
-          runs={side: len(done) for side, done in every_run.items()}, ratio=ratio, **sides,
-          recipe=recipe.model_dump(mode="json"), every_run=every_run)
-    for side, found in sides.items():
-        print(f"{side}: {found['accuracy_tta']['mean']:.2%}, {found['seconds_from_device']['mean']:.2f} s")
 
 
 if __name__ == "__main__": app()

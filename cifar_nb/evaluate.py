@@ -111,10 +111,11 @@ def evaluate(
     model = OverTiles(model).eval()
     with amp.autocast():
         for x,y in dl:
-            logits.append(model(x.to(device)).float().cpu())
-            labels.append(y.cpu())
+            logits.append(model(x.to(device)).float())
+            labels.append(y)
     if not labels: raise ValueError('there are no images to evaluate')
-    return Report(torch.cat(logits), torch.cat(labels), tuple(classes))
+    # Moved for each batch instead, they would make Python wait until a GPU has finished it
+    return Report(torch.cat(logits).cpu(), torch.cat(labels).cpu(), tuple(classes))
 
 # %% ../nbs/40_evaluate.ipynb #252daf96
 def prediction_bias(
@@ -195,14 +196,16 @@ class SixViews(nn.Module):
 
     def both(self, x): return self.model(x) + self.model(x.flip(3))
 
-    def forward(self, x):
-        logits = self.model(x)
-        close = margins(logits) < (float('inf') if self.margin is None else self.margin)
-        which = torch.nonzero(close).flatten()
-        if len(which) == 0: return logits
-        x = x[which]
+    def average(self, x, logits): # Logits of the images as they are, to those of six views
         h,w = x.shape[2:]
         around = F.pad(x, (1, 1, 1, 1), mode='reflect')
-        centered = logits[which] + self.model(x.flip(3))
+        centered = logits + self.model(x.flip(3))
         shifted = self.both(around[:,:,:h,:w]) + self.both(around[:,:,2:,2:])
-        return logits.index_copy(0, which, centered/4 + shifted/8)
+        return centered/4 + shifted/8
+
+    def forward(self, x):
+        logits = self.model(x)
+        if self.margin is None: return self.average(x, logits)
+        which = torch.nonzero(margins(logits) < self.margin).flatten()
+        if len(which) == 0: return logits
+        return logits.index_copy(0, which, self.average(x[which], logits[which]))
