@@ -143,6 +143,25 @@ class Skipping:
         self.losses[self.which] = losses
 
 
+class Work:
+    "Multiplications and additions of a run: those of the first batch of each epoch, times its batches."
+    def __init__(self, trial):
+        self.total, self.watched = 0, trial.watch
+        trial.before_epoch(self.begin)
+        trial.watch = self.watch
+
+    def begin(self, epoch):
+        self.counter, self.first = FlopCounterMode(display=False), None
+        self.counter.__enter__()
+
+    def watch(self, **seen):
+        if self.first is None:
+            self.counter.__exit__(None, None, None)
+            self.first = self.counter.get_total_flops()
+        self.total += self.first
+        self.watched(**seen)
+
+
 EXTRAS = dict(
     bias_epochs=learning_bias, eps=norm_eps, jitter=jitter, frozen=frozen,
     skip=lambda trial, fraction: Skipping(trial, fraction, weighted=False),
@@ -195,16 +214,15 @@ def one(name, seed, judged):
     start = time.perf_counter()
     trial = Trial(recipe, images, build_parts(recipe, images, data.stats))
     for extra, value in extras.items(): EXTRAS[extra](trial, value)
-    parts = trial.parts
-    with FlopCounterMode(display=False) as counter:
-        history = fit(parts.model, parts.loader, parts.opt, recipe.epochs, watch=trial.watch, **parts.step)
+    work, parts = Work(trial), trial.parts
+    history = fit(parts.model, parts.loader, parts.opt, recipe.epochs, watch=trial.watch, **parts.step)
     seconds = time.perf_counter() - start
     unseen = data.test if judged == "test" else valid
     def accuracy(model): return measure(model, unseen, data.stats, device="cpu", amp=parts.amp).accuracy
     return dict(
         trial=name, seed=seed, judged=judged, accuracy=accuracy(parts.model),
         accuracy_tta=accuracy(SixViews(parts.model)), seconds=seconds, keys=keys, extras=extras,
-        petaflop=counter.get_total_flops() / 1e15, train_loss=history.rows[-1]["train_loss"], **conditions())
+        petaflop=work.total / 1e15, train_loss=history.rows[-1]["train_loss"], **conditions())
 
 
 @app.command()
