@@ -233,11 +233,12 @@ def test_what_the_service_shows_can_be_sent_again(photos, expected, url):
     close(again["probabilities"], expected["noisy.jpg"])
 
 
-def test_onnx_runtime_gives_the_same(photos, predictor, expected):
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_other_libraries_give_the_same(photos, predictor, expected, backend):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
     from cifar_nb.export import with_backend
-    fast = with_backend(predictor, "onnx")
-    assert fast.backend == "onnx"
+    fast = with_backend(predictor, backend)
+    assert fast.backend == backend
     for name, data in photos.items(): close(fast(data).probabilities, expected[name])
 
 
