@@ -35,7 +35,7 @@ from cifar_nb.source import OWN_SOURCES
 
 WEIGHTS = files("cifar_nb.weights")
 KEY = {"X-API-Key": "open sesame"}
-ABOUT_TRAINING = {"cache_mb", "data_dir", "mirrors", "skip_broken", "track"}  # which no service reads
+ABOUT_TRAINING = {"cache_mb", "mirrors", "skip_broken", "track"}  # which no service reads
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,12 @@ def test_backend_auto(predictor):
         until(lambda: not client.get("/health").json()["racing"])
         chosen = client.get("/health").json()["backend"].split(" and ")
         assert {*chosen} <= {*BACKENDS} and post(client).status_code == 200
+
+
+def test_data_dir(predictor, tmp_path):
+    with running(predictor, backend="auto", data_dir=tmp_path) as client:
+        until(lambda: not client.get("/health").json()["racing"])
+    assert len(list((tmp_path / "backends").iterdir())) == 1  # the choice, for the next start
 
 
 def test_architecture(tmp_path):
