@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
+from cifar_nb.choice import milliseconds
 from cifar_nb.core import ConfigError
 from cifar_nb.device import best_device, best_precision, keep_memory, repeatable_kernels, seed_everything
 from cifar_nb.evaluate import SixViews
 from cifar_nb.experiment import measure
-from cifar_nb.export import milliseconds
 from cifar_nb.folders import load_dataset
 from cifar_nb.loop import train_epoch
 from cifar_nb.parts import build_parts

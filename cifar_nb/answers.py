@@ -54,7 +54,9 @@ class Health(BaseModel):
     model_loaded:bool
     model:str|None = Field(description='Name of the model')
     device:str|None = Field(description='Where it computes')
-    backend:str|None = Field(description='How it computes: eager, bfloat16, compiled or onnx')
+    backend:str|None = Field(description=(
+        'How it computes: eager, bfloat16, compiled, onnx or openvino; or several of them, each for some '
+        'sizes of batches, such as openvino and bfloat16'))
     version:str = Field(description='Version of cifar_nb')
     detail:str|None = Field(None, description='Why it cannot answer')
     pid:int = Field(description='Process that answered; a service may have several')

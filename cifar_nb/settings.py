@@ -122,8 +122,9 @@ _Path = Annotated[str, Field(pattern=r'^(/[\w.~-]+)*$'), BeforeValidator(_normal
 class ServiceSettings(_Limits):
     "Settings of the service, on top of `Settings`: each field is an environment variable `CIFAR_NB_…`."
 
-    backend:Literal['auto', 'eager', 'bfloat16', 'compiled', 'onnx'] = Field('auto',
-        description='What computes: eager, bfloat16, compiled, onnx, or auto for the fastest that agrees')
+    backend:Literal['auto', 'eager', 'bfloat16', 'compiled', 'onnx', 'openvino'] = Field('auto',
+        description='What computes: eager, bfloat16, compiled, onnx, openvino, or auto for the fastest that '
+                    'agrees with eager; the choice is kept in the data folder')
     workers:int = Field(1, ge=1, le=256,
         description='Number of worker processes; the CPU threads are divided among them')
     api_key:_Key|None = Field(None,

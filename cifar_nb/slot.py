@@ -16,9 +16,17 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from .choice import SIZES, fingerprint, keep_choice, load_choice
 from .core import CifarNbError, Settings, log
 from .device import best_device
-from .export import fastest, random_images, same_answers, with_backend
+from cifar_nb.export import (
+    candidates,
+    fastest,
+    random_images,
+    same_answers,
+    with_backend,
+    with_choice,
+)
 from .predict import Predictor
 
 # %% ../nbs/65_slot.ipynb #72ff223c
@@ -42,18 +50,56 @@ def _move(
     if device == 'auto' or best_device(device) == predictor.device: return predictor
     return Predictor(deepcopy(predictor.model), predictor.card, predictor.name, best_device(device))
 
+# %% ../nbs/65_slot.ipynb #65remem1
+def _choice_file(
+    eager:Predictor,
+    settings:Settings, # `data_dir` and `threads` are used
+)->Path:
+    "Where the choice of backends is kept for this model on this machine."
+    names = candidates(eager.device)
+    threads = settings.threads or torch.get_num_threads()
+    key = fingerprint(eager.model, eager.device, eager.card.model_dump_json(), threads, names)
+    return settings.data_dir/'backends'/f'{key}.json'
+
+# %% ../nbs/65_slot.ipynb #65remem2
+def _apply(
+    choice:dict[int, str], # A backend for each size of batches; empty for none
+    eager:Predictor,
+    threads:int|None,
+)->Predictor|None: # None where it fails, or answers otherwise than `eager`
+    "The model with backends that were chosen before."
+    if not choice: return None
+    why:object = 'other answers than eager'
+    try:
+        way = with_choice(eager, choice, threads)
+        if same_answers(way, eager): return way
+    except Exception as e: why = e  # whatever the reason, eager mode will work
+    names = ' and '.join(dict.fromkeys(choice.values()))
+    log.warning('the model cannot be computed with %s: %s', names, why)
+    return None
+
+def _remembered(
+    eager:Predictor,
+    settings:Settings,
+)->tuple[Predictor, dict[int, str]]|None: # None where there is no choice, or it does not work
+    "The model as an earlier process chose to compute it, and the choice."
+    choice = load_choice(_choice_file(eager, settings), candidates(eager.device)) or {}
+    way = _apply(choice, eager, settings.threads)
+    return (way, choice) if way else None
+
 # %% ../nbs/65_slot.ipynb #c770b2a2
 class ModelSlot:
     "The model in use: read as the settings say, replaced while it serves, made fast. One change at a time."
     def __init__(self,
         settings:Settings, # Which model, and where it computes
-        backend:str='auto', # One of `BACKENDS`, or `auto` for the fastest
+        backend:str='auto', # One of `BACKENDS`, or `auto` for the fastest at each size of batches
         race_lock:Path|None=None, # Lock file for processes that take turns to measure; None for one process
     ):
         self.settings = settings
         self.backend = backend
         self.race_lock = race_lock
         self.predictor:Predictor|None = None
+        self.choice:dict[int, str] = {}  # a backend for each size of batches, once `auto` has chosen
         self.why = 'it is being loaded'  # why the slot is empty, in words for everyone
         self.problem = ''  # the same with the name of the file, for the log only
         self.generation = 0  # how many models it has held so far
@@ -126,34 +172,42 @@ class ModelSlot:
         "Look for the fastest backend, unless the settings name one, and use it. Raises nothing."
         if self.predictor is None: return
         try:
-            with self.changing: self._race(self.settings.threads)
+            with self.changing: self._race()
         except Exception as e: log.error('the backends were not compared (%s: %s)', type(e).__name__, e)
         finally: self.racing = False
         log.info('computing with %s', self.predictor.backend)
 
-    def _race(self, threads):
+    def _race(self):
         if self.backend == 'auto':
             # Two processes that measured at the same time would slow each other down
             with FileLock(self.race_lock) if self.race_lock else nullcontext():
-                self.predictor,rows = fastest(self.predictor, threads=threads, stopped=lambda: self.closing)
-            for name,one,eight,note in rows:
-                times = note or f'{one} ms for one image, {eight} ms for eight'
-                log.info('backend %s: %s', name, times)
+                found = _remembered(self.predictor, self.settings) or self._measured(self.predictor)
+                self.predictor,self.choice = found
         _freeze_garbage()
+
+    def _measured(self, eager:Predictor)->tuple[Predictor, dict[int, str]]:
+        "Time the backends, and keep the choice for the next start."
+        names = candidates(eager.device)
+        way,choice,rows = fastest(eager, names, self.settings.threads, stopped=lambda: self.closing)
+        for name,*times,note in rows:
+            took = ', '.join(map(str, times))
+            log.info('backend %s: %s', name, note or f'{took} ms for batches of {SIZES}')
+        # What was measured until it was stopped is not the whole comparison
+        if choice and not self.closing: keep_choice(_choice_file(eager, self.settings), choice)
+        return way,choice
 
     def _with_backend(self,
         new:Predictor, # Computes eagerly
     )->Predictor:
-        "The new model with the backend of the settings, or else that of the last model."
-        threads = self.settings.threads
+        "The new model with the backend of the settings, or that of its own choice, or of the last model's."
         if self.backend != 'auto':
-            return new if new.backend == self.backend else with_backend(new, self.backend, threads)
-        if self.predictor is None: return new
-        try: way = with_backend(new, self.predictor.backend, threads)
-        except Exception as e:  # whatever the reason, eager mode will work
-            log.warning('the new model cannot be computed with %s: %s', self.predictor.backend, e)
-            return new
-        return way if same_answers(way, new) else new
+            if new.backend == self.backend: return new
+            return with_backend(new, self.backend, self.settings.threads)
+        if self.predictor is None: return new  # it answers at once, and the race comes later
+        found = _remembered(new, self.settings)
+        if found is None: return _apply(self.choice, new, self.settings.threads) or new
+        way,self.choice = found
+        return way
 
     def _put(self, new:Predictor):
         self.predictor = new

@@ -241,6 +241,15 @@ def test_onnx_runtime_gives_the_same(photos, predictor, expected):
     for name, data in photos.items(): close(fast(data).probabilities, expected[name])
 
 
+def test_openvino_gives_the_same(photos, predictor, expected):
+    "With 32 bits: what 16 bits change is the subject of tests/service/test_backends.py."
+    pytest.importorskip("openvino")
+    from cifar_nb.backends import openvino_network
+    network = openvino_network(predictor.model, SIZE, 1)
+    fast = Predictor(predictor.model, predictor.card, network=network)
+    for name, data in photos.items(): close(fast(data).probabilities, expected[name])
+
+
 def test_an_upright_rgb_image_is_neither_copied_nor_changed():
     image = Image.fromarray(noisy(64, 48))
     before = image.tobytes()

@@ -104,7 +104,8 @@ def service(folder, *flags, at_address=lambda it: None, headers=None, ready=True
     for name in ("home", "tmp"): (folder / name).mkdir(parents=True)
     command = [COMMAND, "serve", "--port", "0", "--backend", "eager", "--max-wait", "60", *flags]
     # Most tests have no load balancer to wait for
-    places = {"TMPDIR": str(folder / "tmp"), "CIFAR_NB_DRAIN_SECONDS": "0"}
+    places = {"TMPDIR": str(folder / "tmp"), "CIFAR_NB_DRAIN_SECONDS": "0",
+              "CIFAR_NB_DATA_DIR": str(folder / "data")}  # where the choice of a backend is kept
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=folder / "home", stderr=log, start_new_session=True,
                                    env={**os.environ, **places, **environment})

@@ -139,9 +139,9 @@ def test_an_ensemble_can_be_calibrated(command, joined):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "has an operating point" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["bfloat16", "onnx"])
+@pytest.mark.parametrize("backend", ["bfloat16", "onnx", "openvino"])
 def test_backends_give_the_same(joined, backend):
-    if backend == "onnx": pytest.importorskip("onnxscript")
+    if backend != "bfloat16": pytest.importorskip({"onnx": "onnxscript"}.get(backend, backend))
     predictor = Predictor.load(str(joined))
     assert same_answers(with_backend(predictor, backend), predictor)
 
