@@ -8,7 +8,7 @@ __all__ = ['Parts', 'build_parts', 'build_network']
 # %% ../nbs/79_parts.ipynb #aaad7dd5
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -49,7 +49,6 @@ class Parts:
     ema:float|None = None  # Decay of the average of weights that is kept
     stopper:BestEpoch|None = None  # None keeps the last epoch, and validates no earlier one
     learner:Callable[[int], nn.Module]|None = None  # Trains the model in an epoch; None is the model itself
-    more:dict = field(default_factory=dict)  # Other things that a checkpoint must hold, by name
     six_views:bool = False  # Whether the model is also tested with test-time augmentation
 
     @property
@@ -67,7 +66,7 @@ class Parts:
         "Hand the parts to `fit`."
         return fit(
             self.model, self.loader, self.opt, epochs, validate=validate if self.stopper else None,
-            learner=self.learner, stopper=self.stopper, ema=self.ema, checkpoint=checkpoint, parts=self.more,
+            learner=self.learner, stopper=self.stopper, ema=self.ema, checkpoint=checkpoint,
             on_epoch=on_epoch, **self.step)
 
 # %% ../nbs/79_parts.ipynb #d06b5dfa
