@@ -139,9 +139,9 @@ def run_batch(
             job.begin(predictor.card, max_wait)
             batch.append(job)
         except Exception as e: done.append((job, e))
-    for tta,way in ((False, predictor), (True, predictor.six_views)):
+    for tta in (False, True):
         chosen = [job for job in batch if job.tta == tta]
-        if chosen: done += zip(chosen, _compute(chosen, way))
+        if chosen: done += zip(chosen, _compute(chosen, predictor.six_views if tta else predictor))
     return done
 
 # %% ../nbs/93_engine.ipynb #31232650

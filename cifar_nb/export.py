@@ -180,7 +180,7 @@ def fastest(
     names:Iterable[str],  # Of `BACKENDS`, such as `candidates`
     threads:int|None=None,  # As for `with_backend`
     stopped:Callable[[], bool]=lambda: False,  # Asked again and again; True ends the comparison early
-)->tuple[Predictor, dict[int, str], list[list]]:  # With the backends that won; these by size; rows
+)->tuple[Predictor, dict[int, str], list[list]]:  # With the fastest backends; the one for each size; rows
     """The backends that are fastest for all sizes of batches, of those that agree with `eager`.
 
     A row has the name of one, the milliseconds for a batch of each of `SIZES`, and a note."""

@@ -66,7 +66,7 @@ def _apply(
     choice:dict[int, str], # A backend for each size of batches; empty for none
     eager:Predictor,
     threads:int|None,
-)->Predictor|None: # None where it fails, or answers otherwise than `eager`
+)->Predictor|None: # None where it fails, or its answers differ from those of `eager`
     "The model with backends that were chosen before."
     if not choice: return None
     why:object = 'other answers than eager'
