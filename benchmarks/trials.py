@@ -189,6 +189,7 @@ CHANGES = {
     "8 epochs": (dict(epochs=8), {}),
     "7 epochs": (dict(epochs=7), {}),
     "skip 25%": ({}, dict(skip=.25)),
+    "10 epochs, skip 25%": (dict(epochs=10), dict(skip=.25)),
     "skip 25%, weighted": ({}, dict(skip_weighted=.25)),
     "frozen": ({}, dict(frozen=3)),
     "jitter": ({}, dict(jitter=(.14, .13))),
