@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'PRECISIONS', 'Precision', 'scale', 'at_scale', 'best_device', 'device_note', 'seed_everything',
-           'repeatable_kernels', 'random_state', 'set_random_state', 'Amp', 'best_precision', 'keep_memory',
+           'repeatable_kernels', 'random_state', 'set_random_state', 'Amp', 'best_precision', 'has_amx', 'keep_memory',
            'source_revision', 'library_versions', 'check_torchvision']
 
 # %% ../nbs/01_device.ipynb #523334f9
@@ -158,6 +158,10 @@ def best_precision(
     if device.startswith('cuda'): is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else: is_fast = device == 'cpu' and not _cpu_instructions().isdisjoint({'avx512_bf16', 'amx_bf16'})
     return 'bf16' if is_fast else 'float32'
+
+def has_amx()->bool:
+    "Whether the processor has Intel's matrix unit for bf16 (AMX)."
+    return 'amx_bf16' in _cpu_instructions()
 
 def _cpu_instructions()->set[str]:  # Empty before PyTorch 2.11, which cannot say
     capabilities:dict[str, bool] = getattr(torch.cpu, 'get_capabilities', dict)()

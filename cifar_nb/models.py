@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'resnet18', 'resnet34', 'resnet50', 'ARCHITECTURES', 'SIZE_LIMITS', 'UpsampledConv2d', 'resnet',
-           'speed_conv', 'EvenConv2d', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'ensemble',
-           'transfer_', 'imagenet_file', 'why_no_imagenet', 'imagenet_weights']
+           'speed_conv', 'SpeedBlock', 'SpeedNet', 'check_arguments', 'create_model', 'ensemble', 'transfer_',
+           'imagenet_file', 'why_no_imagenet', 'imagenet_weights']
 
 # %% ../nbs/52_models.ipynb #52003aa
 import inspect
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .convnet import SimpleCNN
+from .convs import EvenConv2d, SmallConv2d
 from .core import CifarNbError, ConfigError, ModelError, nearest
 from .ensemble import Ensemble, check_members
 from .norms import EnhancedCNN
@@ -105,20 +106,12 @@ def speed_conv(
     c_in:int,  # Channels of the input
     c_out:int,  # Channels of the output
     *between:nn.Module,  # Layers between convolution and batch norm
-    conv:type[nn.Conv2d]=nn.Conv2d,  # Whose convolution
+    conv:type[SmallConv2d]=SmallConv2d,  # Whose convolution
 )->nn.Sequential:  # (B,c_in,H,W) to (B,c_out,H,W), when there is nothing between
     "3x3 convolution and batch norm, whose scale stays 1: the next convolution scales."
     norm = nn.BatchNorm2d(c_out, momentum=.4)
     norm.weight.requires_grad_(False)
-    return nn.Sequential(conv(c_in, c_out, 3, padding=1, bias=False), *between, norm)
-
-# %% ../nbs/52_models.ipynb #520c9ab
-class EvenConv2d(nn.Conv2d):
-    "A padded 3x3 convolution that leaves out the last row and column of an odd size, for a pooling after it."
-    def forward(self, x):
-        height,width = x.shape[2:]
-        x = F.pad(x, (1, 1-width%2, 1, 1-height%2))  # left, right, top, bottom
-        return F.conv2d(x, self.weight, self.bias)
+    return nn.Sequential(conv(c_in, c_out), *between, norm)
 
 # %% ../nbs/52_models.ipynb #520a6aa
 _ACTIVATIONS = dict(relu=nn.ReLU, gelu=nn.GELU, silu=nn.SiLU)
