@@ -190,6 +190,7 @@ CHANGES = {
     "7 epochs": (dict(epochs=7), {}),
     "skip 25%": ({}, dict(skip=.25)),
     "10 epochs, skip 25%": (dict(epochs=10), dict(skip=.25)),
+    "12 epochs, skip 33%": (dict(epochs=12), dict(skip=.33)),
     "skip 25%, weighted": ({}, dict(skip_weighted=.25)),
     "frozen": ({}, dict(frozen=3)),
     "jitter": ({}, dict(jitter=(.14, .13))),
