@@ -28,6 +28,7 @@ from torchvision.models import resnet18
 from cifar_nb.choice import milliseconds
 from cifar_nb.core import ConfigError
 from cifar_nb.device import best_device, best_precision, keep_memory, repeatable_kernels, seed_everything
+from cifar_nb.easy import images_per_epoch
 from cifar_nb.evaluate import SixViews
 from cifar_nb.experiment import measure
 from cifar_nb.folders import load_dataset
@@ -52,16 +53,23 @@ def changed(recipe, **changes):
     return recipe.model_copy(update=changes)
 
 
+def batches_per_epoch(recipe, n):
+    "Full batches in each epoch of n images; a recipe may leave some images out."
+    counts = images_per_epoch(n, recipe.skip, batch_size=recipe.batch_size, epochs=recipe.epochs)
+    return [count // recipe.batch_size for count in counts]
+
+
 def flops_of(recipe, data, device):
     "Of a whole training with its optimiser, by PyTorch's counter: some batches of each size, scaled up."
+    n_batches = batches_per_epoch(recipe, len(data.train))
     few = data.train[:recipe.batch_size * recipe.accumulate]
     parts, total = build_parts(changed(recipe, compiled=False), few, data.stats, device=device), 0
     for size in set(recipe.sizes):
         batches = parts.loader(recipe.sizes.index(size))
         with FlopCounterMode(display=False) as counter:
             train_epoch(parts.model, batches, parts.opt, **parts.step)
-        n_batches = len(data.train) // recipe.batch_size * recipe.sizes.count(size)
-        total += counter.get_total_flops() / len(batches) * n_batches
+        n_of_size = sum(n for n, s in zip(n_batches, recipe.sizes) if s == size)
+        total += counter.get_total_flops() / len(batches) * n_of_size
     return total
 
 
@@ -102,7 +110,7 @@ def one_run(recipe, device):
     tick()
     one_view = accuracy(parts.model)
     load, training, testing = (b - a for a, b in zip(clock, clock[1:]))
-    n_images = recipe.epochs * (len(train) // recipe.batch_size) * recipe.batch_size
+    n_images = sum(batches_per_epoch(recipe, len(train))) * recipe.batch_size
     run = dict(
         seed=recipe.seed, accuracy=one_view, accuracy_tta=six_views,
         seconds_from_disk=load + training + testing, seconds_from_device=training + testing,

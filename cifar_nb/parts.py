@@ -21,10 +21,12 @@ from .batches import BatchLoader
 from .checkpoint import Checkpointer
 from .core import ConfigError
 from .device import Amp, seed_everything
+from .easy import EasySkipper, images_per_epoch
 from .features import Frozen
 from .fit import BestEpoch, History, fit
 from .images import Images, Stats
 from .imbalance import WeightedLoss, balanced_order, class_weights
+from .loop import noop
 from .models import create_model, transfer_
 from .own import check_scores
 from .policies import find_mix, find_policy
@@ -49,12 +51,14 @@ class Parts:
     ema:float|None = None  # Decay of the average of weights that is kept
     stopper:BestEpoch|None = None  # None keeps the last epoch, and validates no earlier one
     learner:Callable[[int], nn.Module]|None = None  # Trains the model in an epoch; None is the model itself
+    skipper:EasySkipper|None = None  # Chooses the images of an epoch by their losses
     six_views:bool = False  # Whether the model is also tested with test-time augmentation
 
     @property
     def step(self)->dict: # Keyword arguments of `train_epoch`
+        watch = self.skipper.watch if self.skipper else noop
         return dict(loss_fn=self.loss_fn, device=self.device, amp=self.amp, sched=self.sched, clip=self.clip,
-                    accumulate=self.accumulate)
+                    accumulate=self.accumulate, watch=watch)
 
     def train(self,
         epochs:int, # Passes over the images, fewer when stopped early
@@ -64,10 +68,11 @@ class Parts:
         on_epoch:Callable=lambda history: None, # Sees the history after each epoch
     )->History:
         "Hand the parts to `fit`."
+        state = dict(skipper=self.skipper) if self.skipper else {}
         return fit(
             self.model, self.loader, self.opt, epochs, validate=validate if self.stopper else None,
             learner=self.learner, stopper=self.stopper, ema=self.ema, checkpoint=checkpoint,
-            on_epoch=on_epoch, **self.step)
+            parts=state, on_epoch=on_epoch, **self.step)
 
 # %% ../nbs/79_parts.ipynb #d06b5dfa
 @singledispatch
@@ -140,17 +145,22 @@ def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None)
     images = flip_where(images, torch.rand(len(images)) < .5)
     sizes,amp = recipe.sizes,Amp(device, recipe.precision)
     loss_fn,order = _balance(recipe, train, device)
+    choose = (lambda epoch: order(images.labels)) if order else None
+    counts = images_per_epoch(len(images), recipe.skip, batch_size=recipe.batch_size, epochs=recipe.epochs)
+    skipper = EasySkipper(counts, device) if recipe.skip else None
+    if skipper: choose = skipper.choose
     loader = speed_loader(images, stats, recipe.batch_size, sizes=sizes, shift=recipe.shift,
-                          cutout_size=recipe.cutout, device=device, order=order)
-    n_steps = _steps_per_epoch(recipe, len(images)//recipe.batch_size)
+                          cutout_size=recipe.cutout, device=device, choose=choose)
+    n_steps = sum(_steps_per_epoch(recipe, n//recipe.batch_size) for n in counts)
     model = init_network(images, stats, device=device, **recipe.arguments(len(images.classes)))
     opt = make_muon(
         model, images_per_step=recipe.batch_size*recipe.accumulate, lr=recipe.lr, momentum=recipe.momentum,
         bias_lr=recipe.bias_lr, head_lr=recipe.head_lr, sgd_momentum=recipe.sgd_momentum, decay=recipe.decay,
         bf16=amp.precision == 'bf16', compiled=recipe.compiled)
-    sched = make_schedule(opt, 'linear', recipe.epochs, n_steps)
+    sched = make_schedule(opt, 'linear', 1, n_steps)  # as if the whole run were one epoch
     parts = Parts(
-        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, six_views=True)
+        model, loader, opt, sched, loss_fn, amp, device, accumulate=recipe.accumulate, skipper=skipper,
+        six_views=True)
     if recipe.compiled:
         parts.learner = compile_each_size(model, recipe.batch_size, sizes=sizes, amp=amp,
                                           accumulate=recipe.accumulate)

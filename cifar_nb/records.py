@@ -373,6 +373,8 @@ class SpeedRecipe(_FastNetwork):
     shift:NonNegative = 2
     # Height of the hidden square in pixels; for large networks in long runs
     cutout:NonNegative = 0
+    # Fraction of the images that an epoch leaves out, of those that are learned already
+    skip:Annotated[float, Field(ge=0, le=.5)] = 0.
     # Network and optimiser through torch.compile, recorded on a GPU: faster there after a minute of compiling
     compiled:bool = False
 
@@ -384,6 +386,9 @@ class SpeedRecipe(_FastNetwork):
         if self.fit == 'tiles':
             raise ConfigError('fit = tiles is for standard recipes, such as finetune: use one of them, '
                               'or fit = pad')
+        if self.skip and self.balance == 'sampling':
+            raise ConfigError('skip and balance = sampling both choose the images of an epoch: '
+                              'use one of them')
         total = sum(fraction for _,fraction in self.zoom)
         if total > 1+1e-9:
             raise ConfigError(f'zoom takes {total:.0%} of the epochs: use fractions with a sum of at most 1')

@@ -78,7 +78,7 @@ def speed_loader(
     shift:int=2, # Pixels of a whole image
     cutout_size:int=0, # Pixels of a whole image
     device:str='cpu', # Where batches are made
-    order:Callable|None=None, # Which images make an epoch, see `BatchLoader`; None takes each once
+    choose:Callable|None=None, # Number of an epoch to positions of images, in order; None takes each once
 )->Callable[[int], SpeedBatches]: # The number of an epoch, from 0, to its batches
     "The batches of each epoch: resized, flipped in every other epoch, shifted, with cutout."
     full = images.pixels.shape[2]
@@ -91,7 +91,8 @@ def speed_loader(
             x = random_shift(x, round(shift*scale))
             return cutout(x, round(cutout_size*scale)) if cutout_size else x
         scaled = resized(sizes[epoch])
-        options = dict(augment=augment, shuffle=True, order=order, device=device, drop_last=True)
+        if choose: scaled = scaled[choose(epoch)]
+        options = dict(augment=augment, shuffle=not choose, device=device, drop_last=True)
         return SpeedBatches(scaled, stats, batch_size, **options)
     return loader
 
