@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cifar_nb"
 MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
-    "cli", "compare", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile",
+    "check", "cli", "compare", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile",
     "importing", "modelfile", "models", "observe", "photos", "records", "retrain", "runs", "search",
     "serve", "track", "training", "tune"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton",
