@@ -89,3 +89,14 @@ def test_a_prediction_loads_no_more_than_it_needs():
     )
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & HEAVY
+
+
+def test_a_training_and_its_first_accuracy_do_not_wait_for_torchmetrics():
+    code = ("import sys, torch, cifar_nb.experiment, cifar_nb.operate\n"
+            "from cifar_nb.evaluate import Report\n"
+            "logits, labels = torch.eye(2)[[0, 0, 1, 0]], torch.tensor([0, 1, 1, 0])\n"
+            "report = Report(logits, labels, ('a', 'b'))\n"
+            "assert report.accuracy == .75\n"
+            "assert 'torchmetrics' not in sys.modules\n"
+            "assert report.top_k(1) == .75\n")
+    subprocess.run([sys.executable, "-c", code], check=True)
