@@ -69,7 +69,7 @@ readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and r
 
 benchmarks: $(VENV)/.dev  ## Measure loading, start and speed for hours, on a quiet machine; CONTRIBUTING.md has the other benchmarks
 	$(BIN)/python benchmarks/loading.py
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/waiting.py
 	$(BIN)/python benchmarks/ladder.py
 	$(BIN)/python benchmarks/speed.py plain
 	$(BIN)/python benchmarks/speed.py run speed94

@@ -1,14 +1,17 @@
 """How long does a user wait: for an import, for the start of each command, for work that takes seconds?
 
-    python benchmarks/waiting.py                  about half an hour; writes results/waiting.json
+    python benchmarks/waiting.py                  about 12 minutes; writes results/waiting.json
     python benchmarks/waiting.py --before ../old  next to an older checkout, in turns
     python benchmarks/waiting.py --rounds 1 --photos 20    a trial, which writes nothing
 
-Each side is a fresh process. The sides take turns, after a round that fills the system's file cache and is
-not counted. `first epoch` ends when the command says what the first epoch reached. The photos are those of
-folder.py: JPEG, two megapixels. Run it alone, with CIFAR-10 in the data folder.
+Each side is a fresh process. The sides take turns, after a short round that fills the system's file cache and
+is not counted. The result is written after each round, so an interrupted run keeps its rounds. `first epoch`
+ends when the command says what the first epoch reached. `Pillow alone` decodes the same photos in as many
+threads and does nothing else. The photos are those of folder.py: JPEG, two megapixels. Run it alone, with
+CIFAR-10 in the data folder. Where other work runs, only the processor time means something.
 """
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -29,6 +32,17 @@ MAIN = "from cifar_nb.cli import main; main()"
 COMMANDS = ("data", "recipes", "train", "import", "evaluate", "calibrate", "predict", "samples", "serve",
             "threshold", "info", "compare", "ensemble", "tune", "runs", "promote", "retrain")
 PLENTY = 1000  # Photos, of which a result is worth keeping
+DECODE = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from PIL import Image
+def decode(path):
+    with Image.open(path) as image: image.load()
+with ThreadPoolExecutor(os.cpu_count()) as pool: list(pool.map(decode, Path(sys.argv[1]).rglob("*.jpg")))
+"""
+# Variables that a user does not have: settings, and one that has our modules compiled at each start
+LEFT_OUT = ("CIFAR_NB_", "PYTHONDONTWRITEBYTECODE")
 
 
 def sides(photos):
@@ -40,9 +54,11 @@ def sides(photos):
         "import torch, torchvision": ["-c", "import torch, torchvision"],
         "import cifar_nb": ["-c", "import cifar_nb"],
         "import cifar_nb.cli": ["-c", "import cifar_nb.cli"],
+        "import torch and all that predicts": ["-c", "import torch, cifar_nb.cli, cifar_nb.predict"],
     }
     found |= {f"cifar-nb {name} --help": command(name, "--help") for name in COMMANDS}
     n = len([*photos.rglob("*.jpg")])
+    found[f"Pillow alone, {n:,} photos"] = ["-c", DECODE, str(photos)]
     return found | {
         "cifar-nb info cifar10": command("info", "cifar10"),
         "cifar-nb predict, one photo": command("predict", one),
@@ -54,11 +70,17 @@ def sides(photos):
     }
 
 
+def processor_seconds():
+    "Of all processes that have ended, with those that they had started."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def wait(words, tree, place):
-    "Seconds until a process ends, or has said what its first epoch reached."
-    env = {k: v for k, v in os.environ.items() if not k.startswith("CIFAR_NB_")}
+    "Seconds until a process ends, or has said what its first epoch reached; and those of the processor."
+    env = {k: v for k, v in os.environ.items() if not k.startswith(LEFT_OUT)}
     env |= {"PYTHONPATH": str(tree), "CIFAR_NB_DATA_DIR": str(place / "data"), "TQDM_DISABLE": "1"}
-    start = time.perf_counter()
+    before, start = processor_seconds(), time.perf_counter()
     with subprocess.Popen([sys.executable, *words], env=env, cwd=place, text=True, stderr=subprocess.STDOUT,
                           stdout=subprocess.PIPE) as process:
         said = []
@@ -67,11 +89,11 @@ def wait(words, tree, place):
             if line.startswith("epoch   1/"): process.kill()
         seconds = time.perf_counter() - start
     if process.returncode > 0: sys.exit(f"{words}: {''.join(said)[-1000:]}")
-    return seconds
+    return seconds, processor_seconds() - before
 
 
 def one_round(commands, trees, place):
-    "Seconds of each side in each tree, by turns."
+    "Seconds of each side in each tree, by turns, and those of the processor."
     found = {}
     for name, words in commands.items():
         for label, tree in trees.items():
@@ -83,8 +105,22 @@ def one_round(commands, trees, place):
     return found
 
 
+def medians(seen, names, label, which):
+    "Of all rounds, by name: of the seconds (0), or of those of the processor (1)."
+    return {name: statistics.median(r[name, label][which] for r in seen) for name in names}
+
+
+def keep(seen, names, trees, photos):
+    "Write what the rounds so far say."
+    found = {label: [medians(seen, names, label, which) for which in (0, 1)] for label in trees}
+    write("waiting", what="seconds that a user waits, medians of fresh processes in turn", rounds=len(seen),
+          photos=photos, median_seconds=found["now"][0], processor_seconds=found["now"][1],
+          before_seconds=found["before"][0] if "before" in found else None,
+          every_round=[{f"{name}, {label}": s for (name, label), (s, _) in r.items()} for r in seen])
+
+
 def main(
-    rounds: int = 5,
+    rounds: int = 4,
     photos: int = PLENTY,
     before: Annotated[Path | None, typer.Option(exists=True, file_okay=False)] = None,
 ):
@@ -98,14 +134,17 @@ def main(
             for path in Path(data).glob("cifar-10*"): (place / label / "data" / path.name).symlink_to(path)
         make_photos(place / "photos", photos)
         commands = sides(place / "photos")
-        seen = [one_round(commands, trees, place) for _ in range(rounds + 1)][1:]
-    seconds = {label: {name: statistics.median(r[name, label] for r in seen) for name in commands}
-               for label in trees}
-    for name in commands: print(f"{name:50}", *(f"{label} {s[name]:7.2f}" for label, s in seconds.items()))
-    if photos < PLENTY: return
-    write("waiting", what="seconds that a user waits, medians of fresh processes in turn", rounds=rounds,
-          photos=photos, median_seconds=seconds["now"], before_seconds=seconds.get("before"),
-          every_round=[{f"{name}, {label}": s for (name, label), s in r.items()} for r in seen])
+        quick = {name: words for name, words in commands.items()
+                 if "photos" not in name and "train" not in name and "--help" not in name}
+        one_round(quick, trees, place)
+        seen = []
+        for _ in range(rounds):
+            seen.append(one_round(commands, trees, place))
+            if photos >= PLENTY: keep(seen, commands, trees, photos)
+    for name in commands:
+        columns = (f"{label} {medians(seen, [name], label, 0)[name]:7.2f} s, "
+                   f"processor {medians(seen, [name], label, 1)[name]:6.2f}" for label in trees)
+        print(f"{name:50}", *columns)
 
 
 if __name__ == "__main__": typer.run(main)

@@ -58,9 +58,11 @@ def data(
     """Download a data set if it is missing, check it, and say what training would see.
 
     The summary shows five files of a kind, and all that cannot be read; --check lists them all."""
+    from cifar_nb.cache import open_reader
     from cifar_nb.check import check_data
     settings = read_settings(data_dir=data_dir, skip_broken=skip_broken)
-    report = check_data(name, size, settings, cast(Any, fit), group=group)  # which refuses an unknown one
+    # It refuses an unknown `fit`
+    report = check_data(name, size, settings, cast(Any, fit), group=group, reader=open_reader(settings))
     found = report.findings()
     if as_json: print(json.dumps(report.as_dict()))
     elif not check: print(report)

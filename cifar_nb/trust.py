@@ -9,7 +9,6 @@ __all__ = ['calibration_error', 'calibrate', 'calibrated']
 from dataclasses import replace
 
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from .core import log
 from .evaluate import Report
@@ -20,6 +19,8 @@ def calibration_error(
     n_bins:int=15, # Of equal width
 )->float: # From 0 (perfect) to 1
     "Expected calibration error: the mean gap between confidence and accuracy."
+    # Imported here, because torchmetrics takes as long to import as PyTorch itself
+    from torchmetrics.functional.classification import multiclass_calibration_error
     n_classes = len(report.classes)
     return multiclass_calibration_error(report.probabilities, report.labels, n_classes, n_bins).item()
 

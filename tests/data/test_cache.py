@@ -18,6 +18,7 @@ from PIL import Image
 
 import cifar_nb.cache
 from cifar_nb.cache import CachingReader, FileCache, open_reader
+from cifar_nb.check import check_data
 from cifar_nb.core import Settings
 from cifar_nb.experiment import run_recipe
 from cifar_nb.folders import FileReader, decode_files, load_dataset
@@ -412,3 +413,32 @@ def test_several_threads_give_the_same(paths):
         results.append([*FileReader().decode(paths, 16)])
     torch.set_num_threads(before)
     for one, other in zip(*results, strict=True): assert torch.equal(one[0], other[0]) and one[1] == other[1]
+
+
+def test_the_check_of_a_folder_decodes_only_what_has_changed(tmp_path):
+    root, settings = tmp_path / "pets", Settings(data_dir=tmp_path / "data")
+    for i in range(8): write_image(root / "cat" / f"{i}.png", i)
+    for i in range(8, 14): write_image(root / "dog" / f"{i}.png", i)
+    write_image(root / "dog" / "as bmp.bmp", 9)
+    (root / "cat" / "damaged.png").write_bytes((root / "cat" / "1.png").read_bytes()[:300])
+    settle()
+    decoded = []
+
+    def decode(data, *words, **more):
+        decoded.append(1)
+        return image_pixels(data, *words, **more)
+
+    def check():
+        decoded.clear()
+        return check_data(str(root), 16, settings, reader=open_reader(settings)).as_dict()
+
+    with patch("cifar_nb.folders.image_pixels", decode):
+        first = check()
+        assert len(decoded) == 16 and len(first["broken"]) == 1
+        assert [len(group) for groups in first["copies"].values() for group in groups] in ([2], [2, 2])
+        assert check() == first and len(decoded) == 1  # errors are not kept
+        write_image(root / "cat" / "0.png", 99, size=(80, 60))
+        settle()
+        third = check()
+        assert len(decoded) == 2 and list(third["sizes"]["largest"]) == [80, 60]
+    assert third == check_data(str(root), 16).as_dict()

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cifar_nb"
 MOST_NAMES, MOST_LINES = 20, 260
 # Longer ones, with at most 450 lines; CONTRIBUTING.md says why
 LONGER = {
-    "cli", "compare", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile",
+    "check", "cli", "compare", "crossval", "datasets", "download", "engine", "folders", "guard", "imagefile",
     "importing", "modelfile", "models", "observe", "photos", "records", "retrain", "runs", "search",
     "serve", "track", "training", "tune"}
 HEAVY = {"matplotlib", "torchmetrics", "torchvision", "fastapi", "uvicorn", "IPython", "sympy", "triton",
@@ -89,3 +89,14 @@ def test_a_prediction_loads_no_more_than_it_needs():
     )
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     assert not loaded & HEAVY
+
+
+def test_a_training_and_its_first_accuracy_do_not_wait_for_torchmetrics():
+    code = ("import sys, torch, cifar_nb.experiment, cifar_nb.operate\n"
+            "from cifar_nb.evaluate import Report\n"
+            "logits, labels = torch.eye(2)[[0, 0, 1, 0]], torch.tensor([0, 1, 1, 0])\n"
+            "report = Report(logits, labels, ('a', 'b'))\n"
+            "assert report.accuracy == .75\n"
+            "assert 'torchmetrics' not in sys.modules\n"
+            "assert report.top_k(1) == .75\n")
+    subprocess.run([sys.executable, "-c", code], check=True)
