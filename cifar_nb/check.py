@@ -18,17 +18,9 @@ import torch
 from torch import Tensor
 
 from .core import Settings, Table
-from .datasets import content_key, suggest_balance
+from .datasets import content_key, read_file, suggest_balance
 from .download import ARCHIVES
-from cifar_nb.folders import (
-    FileReader,
-    FolderParts,
-    decode_files,
-    in_threads,
-    load_dataset,
-    open_folder,
-    read_file,
-)
+from .folders import FileReader, FolderParts, decode_files, in_threads, load_dataset, open_folder
 from .images import Images, Stats, channel_stats, stack_images
 from .layout import LeftOut
 from .opening import open_image

@@ -47,6 +47,7 @@ _T,_R = TypeVar('_T'),TypeVar('_R')
 Decoded = tuple[Tensor, int]|Exception  # Pixels and key of a file, or why it cannot be read
 
 def in_threads(work:Callable[[_T], _R], items:Iterable[_T])->Iterator[_R]: # In the order of the items
+    "Call a function for each item, several at a time."
     n_threads = min(torch.get_num_threads(), MAX_READERS)
     with ThreadPoolExecutor(n_threads) as pool: yield from pool.map(work, items)
 
