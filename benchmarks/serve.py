@@ -1,11 +1,12 @@
 """The service next to three others, under a real load generator.
 
-    python benchmarks/serve.py compare | start | soak
+    python benchmarks/serve.py compare | alike | start | soak
 
-Needs wrk (Debian's package of that name) and, for `compare`, `pip install litserve bentoml` as well. Every
-side serves the bundled model; `compare` starts them in turn, several times, and reports medians. The others'
-servers are in `benchmarks/servers`: they compute with PyTorch. Ours chooses its backend at the start, so
-each row says which it was.
+Needs wrk (Debian's package of that name) and, for `compare` and `alike`, `pip install litserve bentoml` as
+well. Every side serves the bundled model; both commands start them in turn, several times, and report
+medians. The others' servers are in `benchmarks/servers`. In `compare` they compute with PyTorch, as their
+documentation shows, and ours chooses its backend at the start, so each row says which it was. In `alike` all
+sides compute with one backend and decode with our functions, so only the frameworks differ.
 """
 import argparse
 import io
@@ -57,27 +58,45 @@ class Side:
     environment: dict
 
 
+OURS = [str(BIN / "cifar-nb"), "serve", "--port", "PORT"]
+
+
+def others(added, environment):
+    "The sides of the other frameworks; `added` is what their names end with."
+    python = str(BIN / "python")
+    uvicorn = ["-m", "uvicorn", "plain:app", "--port", "PORT", "--log-level", "warning"]
+    return {
+        f"FastAPI, as documented{added}": Side([python, *uvicorn], environment),
+        f"FastAPI, 2 workers of 1 thread{added}":
+            Side([python, *uvicorn, "--workers", "2"], environment | {"OMP_NUM_THREADS": "1"}),
+        f"LitServe, batches, 2 workers{added}": Side([python, "lit.py", "PORT"], environment),
+        f"BentoML, adaptive batches, 2 workers{added}":
+            Side([python, "-m", "bentoml", "serve", "bento:Service", "--port", "PORT"], environment),
+    }
+
+
 def sides():
     """Every side by name.
 
     The others compute as documented, and again in the 16 bits that ours may choose."""
-    python = str(BIN / "python")
-    uvicorn = ["-m", "uvicorn", "plain:app", "--port", "PORT", "--log-level", "warning"]
-    ours = [str(BIN / "cifar-nb"), "serve", "--port", "PORT"]
     found = {
-        "cifar_nb, 1 worker": Side(ours, {}),
-        "cifar_nb, 2 workers": Side([*ours, "--workers", "2"], {}),
+        "cifar_nb, 1 worker": Side(OURS, {}),
+        "cifar_nb, 2 workers": Side([*OURS, "--workers", "2"], {}),
     }
     for dtype, added in (("float32", ""), ("bfloat16", ", bfloat16")):
-        both = {"DTYPE": dtype}
-        found |= {
-            f"FastAPI, as documented{added}": Side([python, *uvicorn], both),
-            f"FastAPI, 2 workers of 1 thread{added}":
-                Side([python, *uvicorn, "--workers", "2"], both | {"OMP_NUM_THREADS": "1"}),
-            f"LitServe, batches, 2 workers{added}": Side([python, "lit.py", "PORT"], both),
-            f"BentoML, adaptive batches, 2 workers{added}":
-                Side([python, "-m", "bentoml", "serve", "bento:Service", "--port", "PORT"], both),
-        }
+        found |= others(added, {"DTYPE": dtype})
+    return found
+
+
+def alike_sides(backend):
+    "Every side with one backend, and again without the processor's units for 16 bits."
+    found = {}
+    for isa, added in (("", f", {backend}"), ("AVX512_CORE", f", {backend} in float32")):
+        shared = {"BACKEND": backend, "CIFAR_NB_BACKEND": backend}
+        if isa: shared["ONEDNN_MAX_CPU_ISA"] = isa
+        found[f"cifar_nb, 1 worker{added}"] = Side(OURS, shared)
+        found[f"cifar_nb, 2 workers{added}"] = Side([*OURS, "--workers", "2"], shared)
+        found |= others(added, shared)
     return found
 
 
@@ -252,19 +271,30 @@ def summary(name, clients, rows):
         rates=[round(row["rate"]) for row in rows])
 
 
-def compare(args):
+def skipped(name, chosen):
+    "Where ours computes in 32 bits, the others do too."
+    return "bfloat16" in name and "bfloat16" not in chosen
+
+
+def table_of(found, args):
+    "One row per side and number of clients, with the medians of all rounds."
     runs, chosen = {}, set()
     with workshop() as shop:
         for _ in range(args.rounds):
-            for name, side in sides().items():
-                # where ours computes in 32 bits, the others do too
-                if "bfloat16" in name and "bfloat16" not in chosen: continue
+            for name, side in found.items():
+                if skipped(name, chosen): continue
                 for clients, row in rows_of(shop, name, side, args.seconds):
                     runs.setdefault((name, clients), []).append(row)
                     chosen.add(row["backend"])
     table = [summary(name, clients, rows) for (name, clients), rows in runs.items()]
-    found = dict(rounds=args.rounds, seconds=args.seconds, picture_bytes=len(photo()), note=args.note)
-    keep("compare", dict(found, rows=table))
+    return dict(rounds=args.rounds, seconds=args.seconds, picture_bytes=len(photo()), note=args.note,
+                rows=table)
+
+
+def compare(args): keep("compare", table_of(sides(), args))
+
+
+def alike(args): keep("alike", table_of(alike_sides(args.backend), args))
 
 
 def start(args):
@@ -300,7 +330,7 @@ def keep(name, result):
         said = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout
         versions["wrk"] = said.partition(" Copyright")[0]
     result = dict(result, servers=versions)
-    parts = {k: v for k, v in other.items() if k in ("compare", "start", "soak")}
+    parts = {k: v for k, v in other.items() if k in ("compare", "alike", "start", "soak")}
     write("serve", **parts | {name: {**conditions(), **result}})
     print(json.dumps(result, indent=1)[:2000])
 
@@ -311,11 +341,13 @@ def main():
     commands = parser.add_subparsers(required=True)
     for function, rounds, seconds, said in (
             (compare, 5, 4, "all sides in turn at 1, 8, 64 and 256 clients"),
+            (alike, 5, 2, "the same sides with one backend and one decoder"),
             (start, 5, 0, "seconds from the command to the first answer"),
             (soak, 1, 120, "256 clients on two workers")):
         command = commands.add_parser(function.__name__, help=said)
         command.add_argument("--rounds", type=int, default=rounds)
         command.add_argument("--seconds", type=int, default=seconds)
+        if function is alike: command.add_argument("--backend", default="openvino")
         command.add_argument("--note", default="", help="what else there is to know about this measurement")
         command.set_defaults(function=function)
     args = parser.parse_args()

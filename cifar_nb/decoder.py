@@ -13,9 +13,10 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -56,6 +57,31 @@ class _Sent:
         if kind in (LARGE, KILLED): return n == 0
         return kind < len(ERRORS) and n <= 1000
 
+# %% ../nbs/63_decoder.ipynb #63007ca
+class _Answers(asyncio.Protocol):
+    "What one process sends, cut into answers to the requests in `sent`."
+    def __init__(self,
+        sent:deque[_Sent], # The oldest first
+        settle:Callable[[Outcome], None], # Called with the outcome of the oldest one
+    ):
+        self.sent = sent
+        self.settle = settle
+        self.unread = bytearray()
+        self.ended = asyncio.get_running_loop().create_future()  # Done when no more answers will come
+
+    def data_received(self, data):
+        self.unread += data
+        while len(self.unread) >= ANSWER.size and not self.ended.done():
+            kind,n = ANSWER.unpack_from(self.unread)
+            if not self.sent or not self.sent[0].allows(kind, n): return self.connection_lost(None)
+            end = ANSWER.size+n
+            if len(self.unread) < end: return
+            self.settle((kind, bytes(self.unread[ANSWER.size:end])))
+            del self.unread[:end]
+
+    def connection_lost(self, error):
+        if not self.ended.done(): self.ended.set_result(None)
+
 # %% ../nbs/63_decoder.ipynb #63009aa
 class _ProcessLane:
     "One decoding process, started again when it ends."
@@ -92,8 +118,8 @@ class _ProcessLane:
             most = MAX_TILES if fit == 'tiles' else 1
             sent = _Sent([1+n*length for n in range(1, most+1)])
             self.sent.append(sent)
-            self.writer.write(REQUEST.pack(len(data), first, second, FITS.index(fit)))
-            self.writer.write(data)
+            # In one piece: the worker would wake up for the head alone, and wait again
+            self.pipe.write(REQUEST.pack(len(data), first, second, FITS.index(fit)) + data)
             return await sent.outcome
         finally: self.asking -= 1
 
@@ -103,14 +129,6 @@ class _ProcessLane:
         self.turns.release()
         if not sent.outcome.done(): sent.outcome.set_result(outcome)
 
-    async def _read_answers(self, reader:asyncio.StreamReader):
-        "Read answers until the process ends, or sends one that cannot be right."
-        with suppress(asyncio.IncompleteReadError, OSError):
-            while True:
-                kind,n = ANSWER.unpack(await reader.readexactly(ANSWER.size))
-                if not self.sent or not self.sent[0].allows(kind, n): return
-                self._settle((kind, await reader.readexactly(n)))
-
     async def _watch(self, process:subprocess.Popen[bytes]):
         "Wait until the guard is gone, or a request has waited for so long that its worker must be stuck."
         patience = 10+10*self.lane.seconds
@@ -119,14 +137,15 @@ class _ProcessLane:
 
     async def _serve(self, process:subprocess.Popen[bytes], sock:socket.socket):
         "Send requests to one process until it ends."
-        reader,self.writer = await asyncio.open_unix_connection(sock=sock)
-        tasks = [asyncio.create_task(work) for work in (self._read_answers(reader), self._watch(process))]
+        self.pipe,answers = await asyncio.get_running_loop().create_unix_connection(
+            lambda: _Answers(self.sent, self._settle), sock=sock)
+        watch = asyncio.create_task(self._watch(process))
         self.connected.set()
-        try: await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        try: await asyncio.wait([answers.ended, watch], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.connected.clear()
-            for task in tasks: task.cancel()
-            self.writer.close()
+            watch.cancel()
+            self.pipe.abort()
             code = kill(process)
             while self.sent: self._settle((LOST, b''))
         log.error('a decoding process has ended (exit code %s); another one is started', code)
@@ -224,10 +243,9 @@ class Decoder:
 
 def _as_seen(payload:bytes, sizes:Sequence[int], fit:Fit)->Seen:
     "Cut the bytes of an answer into images."
-    frame = payload[0]
-    lengths = [3*size*size for size in sizes]
-    n = (len(payload)-1)//sum(lengths)  # squares of each size
-    pixels = np.frombuffer(bytearray(payload), np.uint8, offset=1)
-    parts = np.split(pixels, n*np.cumsum(lengths)[:-1])
+    n = (len(payload)-1)//sum(3*size*size for size in sizes)  # squares of each size
     many = (n,) if fit == 'tiles' else ()
-    return Seen([part.reshape(*many, size, size, 3) for part,size in zip(parts, sizes)], frame or None)
+    pixels = np.frombuffer(bytearray(payload), np.uint8)
+    cuts = list(accumulate((n*3*size*size for size in sizes), initial=1))
+    parts = [pixels[start:end] for start,end in pairwise(cuts)]
+    return Seen([part.reshape(*many, size, size, 3) for part,size in zip(parts, sizes)], payload[0] or None)

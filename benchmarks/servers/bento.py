@@ -1,7 +1,7 @@
 "BentoML with adaptive batches, as its documentation sets it up: bentoml serve bento:Service"
 import bentoml
 import torch
-from common import Model
+from common import make_model
 from PIL import Image as Images
 
 
@@ -9,9 +9,9 @@ from PIL import Image as Images
 class Service:
     def __init__(self):
         torch.set_num_threads(1)
-        self.model = Model()
+        self.model = make_model()
 
     @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10000)
     def predict(self, file: list[Images.Image]) -> list[dict]:
-        x = torch.stack([self.model.transform(image.convert("RGB")) for image in file])
+        x = torch.stack([self.model.see(image) for image in file])
         return [self.model.answer(p) for p in self.model.probabilities(x)]

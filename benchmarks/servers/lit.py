@@ -3,13 +3,13 @@ import sys
 
 import litserve as ls
 import torch
-from common import Model
+from common import make_model
 
 
 class Api(ls.LitAPI):
     def setup(self, device):
         torch.set_num_threads(1)
-        self.model = Model()
+        self.model = make_model()
 
     def decode_request(self, request): return self.model.read(request["file"].file.read())
 

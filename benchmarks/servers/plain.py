@@ -1,8 +1,8 @@
 "A plain FastAPI application: uvicorn plain:app"
-from common import Model
+from common import make_model
 from fastapi import FastAPI, UploadFile
 
-model = Model()
+model = make_model()
 app = FastAPI()
 
 
