@@ -19,10 +19,9 @@ from typing import Annotated
 import torch
 import typer
 from loading import only_loading, plain_epoch, torchvision_images
-from machine import RESULTS, conditions, summary, write
+from machine import RESULTS, conditions, counted_work, summary, write
 from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from cifar_nb.choice import milliseconds
@@ -66,7 +65,7 @@ def flops_of(recipe, data, device):
     parts, total = build_parts(changed(recipe, compiled=False), few, data.stats, device=device), 0
     for size in set(recipe.sizes):
         batches = parts.loader(recipe.sizes.index(size))
-        with FlopCounterMode(display=False) as counter:
+        with counted_work(parts.model) as counter:
             train_epoch(parts.model, batches, parts.opt, **parts.step)
         n_of_size = sum(n for n, s in zip(n_batches, recipe.sizes) if s == size)
         total += counter.get_total_flops() / len(batches) * n_of_size
@@ -188,12 +187,13 @@ def inputs_of(parts, modules):
 def time_layer(module, x, amp):
     "Milliseconds forward and backward, billions of operations, and the shape that comes out."
     # x wants a gradient where training computes one: nothing before the first block learns
-    with FlopCounterMode(display=False) as counter, amp.autocast(): y = module(x)
+    with counted_work(module) as counter, amp.autocast(): module(x)
+    with amp.autocast(): y = module(x)
     wanted = [t for t in (x, getattr(module, "weight", None)) if t is not None and t.requires_grad]
     ones = torch.ones_like(y)
 
     def forward():
-        with torch.no_grad(), amp.autocast(): module(x)
+        with amp.autocast(): module(x)
 
     def backward(): torch.autograd.grad(y, wanted, ones, retain_graph=True)
 

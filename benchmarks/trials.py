@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 import typer
-from machine import RESULTS, conditions, summary
+from machine import RESULTS, conditions, counted_work, summary
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_nb.device import keep_memory
 from cifar_nb.evaluate import SixViews
@@ -98,16 +97,16 @@ def frozen(trial, epochs):
 class Work:
     "Multiplications and additions of a run: those of the first batch of each epoch, times its batches."
     def __init__(self, trial):
-        self.total, self.watched = 0, trial.parts.step["watch"]
+        self.total, self.watched, self.model = 0, trial.parts.step["watch"], trial.parts.model
         trial.before_epoch(self.begin)
 
     def begin(self, epoch):
-        self.counter, self.first = FlopCounterMode(display=False), None
-        self.counter.__enter__()
+        self.counting, self.first = counted_work(self.model), None
+        self.counter = self.counting.__enter__()
 
     def watch(self, **seen):
         if self.first is None:
-            self.counter.__exit__(None, None, None)
+            self.counting.__exit__(None, None, None)
             self.first = self.counter.get_total_flops()
         self.total += self.first
         self.watched(**seen)
@@ -142,6 +141,7 @@ CHANGES = {
     "10 epochs, skip 25%": (dict(epochs=10, skip=.25), {}),
     "12 epochs, skip 33%": (dict(epochs=12, skip=.33), {}),
     "13 epochs, skip 40%": (dict(epochs=13, skip=.4), {}),
+    "15 epochs, skip 33%": (dict(epochs=15, skip=.33), {}),
     "frozen": ({}, dict(frozen=3)),
     "jitter": ({}, dict(jitter=(.14, .13))),
 }
