@@ -54,7 +54,8 @@ def changed(recipe, **changes):
 
 def batches_per_epoch(recipe, n):
     "Full batches in each epoch of n images; a recipe may leave some images out."
-    counts = images_per_epoch(n, recipe.skip, batch_size=recipe.batch_size, epochs=recipe.epochs)
+    per_step = recipe.batch_size * recipe.accumulate
+    counts = images_per_epoch(n, recipe.skip, batch_size=per_step, epochs=recipe.epochs)
     return [count // recipe.batch_size for count in counts]
 
 
@@ -62,7 +63,7 @@ def flops_of(recipe, data, device):
     "Of a whole training with its optimiser, by PyTorch's counter: some batches of each size, scaled up."
     n_batches = batches_per_epoch(recipe, len(data.train))
     few = data.train[:recipe.batch_size * recipe.accumulate]
-    parts, total = build_parts(changed(recipe, compiled=False), few, data.stats, device=device), 0
+    parts, total = build_parts(changed(recipe, compiled=False, skip=0.), few, data.stats, device=device), 0
     for size in set(recipe.sizes):
         batches = parts.loader(recipe.sizes.index(size))
         with counted_work(parts.model) as counter:

@@ -115,11 +115,10 @@ class Work:
 EXTRAS = dict(bias_epochs=learning_bias, eps=norm_eps, jitter=jitter, frozen=frozen)
 
 # airbench94_muon as published, in our loop
-AIRBENCH = dict(epochs=8, batch_size=2000, zoom=(), smoothing=.2, activation="gelu", lr=.24, momentum=.6,
-                bias_lr=.053, head_lr=.67, sgd_momentum=.85, decay=2e-6, skip=0)
+AIRBENCH = dict(epochs=8, batch_size=2000, zoom=(), smoothing=.2, activation="gelu")
 # What a recipe can say of https://github.com/fulcrumresearch/cifar-10-speedrun, E1
 FULCRUM = dict(epochs=9, batch_size=1500, smoothing=.09, activation="silu", lr=.2255, momentum=.655,
-               bias_lr=.0573, head_lr=.5415, sgd_momentum=.825, decay=1.0418e-6, skip=0)
+               bias_lr=.0573, head_lr=.5415, sgd_momentum=.825, decay=1.0418e-6)
 SMALL = dict(widths=(32, 128, 128))  # A quarter of the work
 # Keys of `speed94` that differ, and what a recipe cannot say
 TRIALS = {

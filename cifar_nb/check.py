@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .core import Settings, Table
+from .core import DatasetError, ImageError, Settings, Table, progress
 from .datasets import content_key, read_file, suggest_balance
 from .download import ARCHIVES
 from .folders import FileReader, FolderParts, decode_files, in_threads, load_dataset, open_folder
@@ -37,7 +37,7 @@ class FileFacts(NamedTuple):
     mode:str    # Such as 'RGB'
     width:int   # In pixels
     height:int
-    key:int     # The same for the same pixels, and for no others
+    key:int     # A hash of the pixels, or of the file where no other looks like it to the model
 
 def pixels_key(path:Path)->int: # 63 bits
     "A hash of all pixels of a file. Raises `DatasetError` or `ImageError` when it cannot be read."
@@ -50,7 +50,7 @@ def read_facts(
     label:int, # Index of its class
     key:int|None=None, # Of its pixels; None decodes the file for it
 )->FileFacts:
-    "Look at the start of one file. Raises `DatasetError` or `ImageError` when it cannot be read."
+    "Format, mode and size of one file. Raises `DatasetError` or `ImageError` when it cannot be read."
     opened = open_image(read_file(path))
     key = pixels_key(path) if key is None else key
     return FileFacts(path, part, label, opened.format or '', opened.mode, *opened.size, key)
@@ -74,16 +74,20 @@ def find_copies(
     return {where: groups for where,groups in found.items() if groups}
 
 # %% ../nbs/17_check.ipynb #17key02
+def _pixels_key_or_none(path:Path)->int|None: # None for a file that can no longer be read
+    try: return pixels_key(path)
+    except (DatasetError, ImageError): return None
+
 def exact_keys(
     paths:Sequence[Path],
     decoded:Sequence[tuple[Tensor, int]], # Pixels and hash of each file, from `decode_files`
-)->list[int]: # One per file, the same for the same pixels, and for no others
+)->list[int]: # One per file; of files that look the same to the model, the same only for the same pixels
     "Keys of images. Files are decoded again only where they differ, and the model sees the same."
-    alike:dict[bytes, dict[int, Path]] = defaultdict(dict)  # One file for each hash, by what the model sees
-    for path,(pixels,key) in zip(paths, decoded): alike[pixels.numpy().tobytes()][key] = path
+    alike:dict[int, dict[int, Path]] = defaultdict(dict)  # One file for each hash, by what the model sees
+    for path,(pixels,key) in zip(paths, decoded): alike[content_key(pixels.numpy().tobytes())][key] = path
     again = {key: path for some in alike.values() if len(some) > 1 for key,path in some.items()}
-    exact = dict(zip(again, in_threads(pixels_key, again.values())))
-    return [exact.get(key, key) for _,key in decoded]
+    exact = dict(zip(again, in_threads(_pixels_key_or_none, again.values())))
+    return [exact.get(key) or key for _,key in decoded]
 
 # %% ../nbs/17_check.ipynb #17014aa
 FEW_IMAGES = 20  # A class with fewer of them in the training part is named
@@ -191,9 +195,13 @@ def _lines(report:DataReport)->list[str]:
     return lines + [f'cannot be read: {_name(path)}: {why}' for path,why in report.broken.items()]
 
 # %% ../nbs/17_check.ipynb #17017aa
-def _is_blank(image:Tensor)->bool: return bool((image == image[:, :1, :1]).all())
+def _is_blank(image:Tensor)->bool: # uint8 (3,S,S), or (T,3,S,S) for tiles
+    by_channel = image.movedim(-3, 0).flatten(1)
+    return bool((by_channel == by_channel[:, :1]).all())
 
-def _facts_of(file:tuple)->FileFacts: return read_facts(*file)
+def _facts_of(file:tuple)->FileFacts|DatasetError|ImageError:
+    try: return read_facts(*file)
+    except (DatasetError, ImageError) as e: return e
 
 def check_folder(
     parts:FolderParts, # From `open_folder`
@@ -210,9 +218,15 @@ def check_folder(
     todo = [file for file,seen in zip(todo, found) if seen]
     decoded = [seen for seen in found if seen]
     keys = exact_keys([path for path,_,_ in todo], decoded)
-    facts:list[FileFacts] = [*in_threads(_facts_of, [(*file, key) for file,key in zip(todo, keys)])]
-    report.blank = [fact.path for fact,(image,_) in zip(facts, decoded) if _is_blank(image)]
-    pixels = [image for fact,(image,_) in zip(facts, decoded) if fact.part == 'train']
+    headers = in_threads(_facts_of, [(*file, key) for file,key in zip(todo, keys)])
+    facts,pixels = [],[]
+    for (path,part,_),fact,(image,_) in zip(todo, progress(headers, total=len(todo)), decoded):
+        if not isinstance(fact, FileFacts):
+            report.broken[path] = str(fact).removeprefix(f'{path}: ')
+            continue
+        facts.append(fact)
+        if _is_blank(image): report.blank.append(path)
+        if part == 'train': pixels.append(image)
     if pixels: report.stats = channel_stats(stack_images(pixels))
     _sum_up(report, facts, files)
     lost = [outside_square(fact.width, fact.height) for fact in facts]

@@ -67,7 +67,8 @@ class SmallConv2d(nn.Conv2d):
     def _convolve(self, x, padding):
         is_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
         n = 1
-        if self.packs and x.is_cpu and torch.is_grad_enabled() and is_bf16:
+        is_learning = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.packs and x.is_cpu and is_learning and is_bf16:
             n = count_abreast(len(x), x.shape[3]+padding)
         if n == 1: return F.conv2d(x, self.weight, padding=padding)
         return conv_abreast(x, self.weight, n, padding)

@@ -33,11 +33,11 @@ class EasySkipper:
     The easy ones are those with the lowest losses when they were last seen, twice as many as are left out.
     After InfoBatch (https://arxiv.org/abs/2303.04947)."""
     def __init__(self,
-        counts:list[int], # Images in each epoch, from `images_per_epoch`; the first epoch has all
+        counts:list[int], # Images in each epoch, from `images_per_epoch`
         device:str='cpu', # Where the losses are kept
     ):
         self.counts = counts
-        self.losses = torch.zeros(counts[0], device=device)
+        self.losses = torch.full((counts[0],), torch.inf, device=device)  # What was never seen is not easy
 
     def choose(self, epoch:int)->Tensor: # int64, positions in the order of the epoch
         "Draw the images of an epoch, which `watch` will see next."
@@ -48,10 +48,14 @@ class EasySkipper:
         return self.order
 
     def watch(self, logits:Tensor, y:Tensor, **seen)->None: # (B,K), int64 (B,)
-        "A watcher for `train_epoch`: remembers the loss of each image."
+        "A watcher for `train_epoch`. It changes nothing in this epoch, only what the next one chooses."
         which = self.order[self.at:self.at+len(y)]
         self.losses[which] = F.cross_entropy(logits.float(), y, reduction='none')
         self.at += len(y)
 
-    def state_dict(self)->dict: return dict(losses=self.losses)
-    def load_state_dict(self, state:dict)->None: self.losses.copy_(state['losses'])
+    def state_dict(self)->dict: return dict(losses=self.losses, counts=self.counts)
+
+    def load_state_dict(self, state:dict)->None:
+        "Raises `ValueError` where another number of epochs was planned."
+        if state['counts'] != self.counts: raise ValueError('a run that leaves out images keeps its epochs')
+        self.losses.copy_(state['losses'])

@@ -141,12 +141,15 @@ def _open_standard(recipe:Recipe, train, stats, *, device='cpu', weights=None):
 @build_parts.register
 def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None):
     seed_everything(recipe.seed)
-    images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device))
+    # Without what belongs to files, which stays on the CPU
+    images = replace(train, pixels=train.pixels.to(device), labels=train.labels.to(device), file_keys=None,
+                     groups=None, paths=None)
     images = flip_where(images, torch.rand(len(images)) < .5)
     sizes,amp = recipe.sizes,Amp(device, recipe.precision)
     loss_fn,order = _balance(recipe, train, device)
     choose = (lambda epoch: order(images.labels)) if order else None
-    counts = images_per_epoch(len(images), recipe.skip, batch_size=recipe.batch_size, epochs=recipe.epochs)
+    per_step = recipe.batch_size*recipe.accumulate
+    counts = images_per_epoch(len(images), recipe.skip, batch_size=per_step, epochs=recipe.epochs)
     skipper = EasySkipper(counts, device) if recipe.skip else None
     if skipper: choose = skipper.choose
     loader = speed_loader(images, stats, recipe.batch_size, sizes=sizes, shift=recipe.shift,
@@ -154,7 +157,7 @@ def _open_speed(recipe:SpeedRecipe, train, stats, *, device='cpu', weights=None)
     n_steps = sum(_steps_per_epoch(recipe, n//recipe.batch_size) for n in counts)
     model = init_network(images, stats, device=device, **recipe.arguments(len(images.classes)))
     opt = make_muon(
-        model, images_per_step=recipe.batch_size*recipe.accumulate, lr=recipe.lr, momentum=recipe.momentum,
+        model, images_per_step=per_step, lr=recipe.lr, momentum=recipe.momentum,
         bias_lr=recipe.bias_lr, head_lr=recipe.head_lr, sgd_momentum=recipe.sgd_momentum, decay=recipe.decay,
         bf16=amp.precision == 'bf16', compiled=recipe.compiled)
     sched = make_schedule(opt, 'linear', 1, n_steps)  # as if the whole run were one epoch
