@@ -1,6 +1,6 @@
 """How long does a user wait: for an import, for the start of each command, for work that takes seconds?
 
-    python benchmarks/waiting.py                  about 12 minutes; writes results/waiting.json
+    python benchmarks/waiting.py                  about 5 minutes; writes results/waiting.json
     python benchmarks/waiting.py --before ../old  next to an older checkout, in turns
     python benchmarks/waiting.py --rounds 1 --photos 20    a trial, which writes nothing
 
