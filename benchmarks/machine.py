@@ -61,7 +61,7 @@ def summary(values):
 
 @contextmanager
 def counted_work(model):
-    "Counts the multiplications and additions inside; images are not placed abreast, for zeros are no work."
+    "Counts the multiplications and additions inside; images are not packed, for zeros are no work."
     packing = [module for module in model.modules() if isinstance(module, SmallConv2d) and module.packs]
     for module in packing: module.packs = False
     try:

@@ -218,9 +218,10 @@ def check_folder(
     todo = [file for file,seen in zip(todo, found) if seen]
     decoded = [seen for seen in found if seen]
     keys = exact_keys([path for path,_,_ in todo], decoded)
-    headers = in_threads(_facts_of, [(*file, key) for file,key in zip(todo, keys)])
+    headers = progress(in_threads(_facts_of, [(*file, key) for file,key in zip(todo, keys)]),
+                       total=len(todo), desc='reading headers')
     facts,pixels = [],[]
-    for (path,part,_),fact,(image,_) in zip(todo, progress(headers, total=len(todo)), decoded):
+    for (path,part,_),fact,(image,_) in zip(todo, headers, decoded):
         if not isinstance(fact, FileFacts):
             report.broken[path] = str(fact).removeprefix(f'{path}: ')
             continue

@@ -28,7 +28,7 @@ def images_per_epoch(
 
 # %% ../nbs/36_easy.ipynb #36017ez
 class EasySkipper:
-    """Chooses the images of each epoch: of the easy ones, half are left out, drawn anew.
+    """Chooses the images of each epoch: a random half of the easy ones is left out.
 
     The easy ones are those with the lowest losses when they were last seen, twice as many as are left out.
     After InfoBatch (https://arxiv.org/abs/2303.04947)."""
