@@ -88,7 +88,7 @@ class Connection(_RefusingConnection):
     def shutdown(self):
         self.ending = True
         if self.cycle is not None and not self.cycle.response_complete: self.end_after_answer()
-        else: self.loop.call_later(.5, self._close_if_idle)
+        else: self.loop.call_later(2 if self.cycle is None else .5, self._close_if_idle)
 
     def _close_if_idle(self):
         idle = self.cycle is None or self.cycle.response_complete

@@ -60,7 +60,7 @@ def test_a_notebook_installs_only_in_colab_and_exports_only_with_nbdev(path):
     install = next(code for code in sources(path, "code") if "pip install" in code)
     address = readme_tool().address()
     theirs = install.replace("{user}/{repo}".format(**address), "cifar-nb/cifar_nb")
-    assert re.sub(r"\[colab(,export|,mlops)?\]", "[EXTRAS]", theirs) == INSTALL
+    assert re.sub(r"\[colab(,export|,mlops|,trust)?\]", "[EXTRAS]", theirs) == INSTALL
     assert sources(path, "code")[-1] == LAST
 
 

@@ -74,8 +74,8 @@ def test_the_requirements_allow_what_colab_has():
 
 def test_what_the_notebooks_import_is_what_the_extra_installs():
     "A notebook runs from top to bottom where only the package and its extra `notebooks` are installed."
-    extra = SETTINGS["notebooks_requirements"].replace("cifar_nb[colab,export,mlops]", "")
-    texts = [SETTINGS[f"{name}requirements"] for name in ("", "colab_", "export_", "mlops_")]
+    extra = SETTINGS["notebooks_requirements"].replace("cifar_nb[colab,export,mlops,trust]", "")
+    texts = [SETTINGS[f"{name}requirements"] for name in ("", "colab_", "export_", "mlops_", "trust_")]
     known = {Requirement(text).name.replace("-", "_") for text in " ".join([*texts, extra]).split()}
     assert {"jupyterlab", "ipywidgets", "onnx", "fastcore"} <= known
     # IPython comes with Jupyter; the others are looked for before they are imported
