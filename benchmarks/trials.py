@@ -144,12 +144,13 @@ CHANGES = {
     "12 epochs, skip 33%": (dict(epochs=12, skip=.33), {}),
     "13 epochs, skip 40%": (dict(epochs=13, skip=.4), {}),
     "15 epochs, skip 33%": (dict(epochs=15, skip=.33), {}),
+    "10 epochs, small, silu": (dict(epochs=10, zoom=((.75, .3),), activation="silu"), {}),
     "frozen": ({}, dict(frozen=3)),
     "jitter": ({}, dict(jitter=(.14, .13))),
 }
-for base in ("fulcrum", "narrow", "small"):
-    for change, (more, extras) in CHANGES.items():
-        TRIALS[f"{base}, {change}"] = (TRIALS[base][0] | more, extras)
+for base in ("airbench", "fulcrum", "narrow", "small"):
+    keys, what = TRIALS[base]
+    for change, (more, extras) in CHANGES.items(): TRIALS[f"{base}, {change}"] = (keys | more, what | extras)
 
 
 def done():
