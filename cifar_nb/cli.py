@@ -39,6 +39,7 @@ import typer
 from . import __version__
 from .compare import comparing_commands
 from .core import ConfigError, ImageError, atomic_path, progress
+from .device import source_revision
 from .operate import measure_as_served, open_data, operating_commands, recalibrate, warn_if_learned
 from .retrain import retraining_commands
 from .settings import ServiceSettings
@@ -127,8 +128,23 @@ _ToCsv = Annotated[str|None, typer.Option(
     '--csv', metavar='FILE', help=_ALL_IMAGES, callback=not_empty('a file that ends in .csv'))]
 _ToFolder = Annotated[str|None, typer.Option(
     '--mistakes', metavar='DIR', help=_MISTAKES, callback=not_empty('a folder'))]
+_PAGE = 'Write all of it, with figures and example images, as one HTML page'
+_ToPage = Annotated[str|None, typer.Option(
+    '--report', metavar='FILE.html', help=_PAGE, callback=not_empty('a file that ends in .html'))]
 _Views = Annotated[bool, typer.Option('--tta', help=(
     'Average six views of each image, flipped and shifted: a little more accurate, six times the work'))]
+
+def _write_page(path:str, predictor, report, images, name:str):
+    "The report as an HTML page, with what the model says about drawn images of other things."
+    from cifar_nb.compare import card_facts
+    from cifar_nb.page import report_page, write_page
+    from cifar_nb.trust import calibrated, outlier_report
+    card = predictor.card
+    outliers = outlier_report(predictor.model, card.stats, card.input_size, predictor.device)
+    others = calibrated(outliers, card.temperature),card.confidence_threshold
+    facts = [('measured on', name), ('cifar_nb', source_revision()), *card_facts(card)]
+    page = report_page(f'{predictor.name}: {name}', report, images, outliers=others, facts=facts)
+    print(printable(f'{write_page(path, page)}: the report'), file=sys.stderr)
 
 @model_commands.command()
 def evaluate(
@@ -139,6 +155,7 @@ def evaluate(
     group:Group=None,
     table:_ToCsv=None,
     mistakes:_ToFolder=None,
+    page:_ToPage=None,
     tta:_Views=False,
     skip_broken:SkipBroken=None,
     device:Device=None,
@@ -149,6 +166,7 @@ def evaluate(
     from cifar_nb.judge import summary
     from cifar_nb.mistakes import check_outputs, write_outputs
     from cifar_nb.modelfile import find_model
+    from cifar_nb.page import check_page
     from cifar_nb.predict import Predictor
     settings = read_settings(
         architecture=architecture, device=device, data_dir=data_dir, skip_broken=skip_broken)
@@ -156,6 +174,7 @@ def evaluate(
     predictor = Predictor.load(model, settings)
     name,dataset = open_data(predictor.card, data, settings, group)
     if table or mistakes: check_outputs(table, mistakes, name)
+    if page: check_page(page)
     if data and not dataset.has_test:
         print(printable(f'measured on the test images that a split of {data} sets aside; '
                         f'of a folder that the model does not know, --data test={data} takes all'),
@@ -163,6 +182,7 @@ def evaluate(
     report = measure_as_served(predictor, dataset.test, name, tta)
     warn_if_learned(find_model(model, settings), dataset.test)
     if table or mistakes: write_outputs(table, mistakes, report, dataset.test)
+    if page: _write_page(page, predictor, report, dataset.test, name)
     if as_json: return print(json.dumps(dict(model=predictor.name, data=name, tta=tta, **_numbers(report))))
     if tta: print('six views of each image, averaged:')
     print(summary(report))

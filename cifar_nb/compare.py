@@ -58,6 +58,7 @@ def _sureness(card)->str:
     text = f'scores are divided by {card.temperature:.3f}' if card.temperature != 1 else 'not calibrated'
     balance = card.recipe.get('balance', 'none')
     if balance != 'none': text += f'; trained as if all classes were equally frequent (balance = {balance})'
+    if card.familiarity: return f'{text}; says which images are unfamiliar'
     if card.confidence_threshold is None: return text
     return f'{text}; below {card.confidence_threshold:.1%} an image is called unfamiliar'
 
@@ -362,7 +363,8 @@ def _joined_card(paths:Sequence[Path], cards, keys, **network): # A `ModelCard`
         epochs=sum(epochs) if all(epochs) else 0, kept_epoch=None, kept_by=None, epochs_planned=None,
         trained_on=None if keys is None else dict(noted, images=len(keys)),
         left_out=max(left_out, default=None), validation_accuracy=None, folds=None, test_accuracy=None,
-        test_accuracy_tta=None, temperature=1., confidence_threshold=None, operating_point=None,
+        test_accuracy_tta=None, temperature=1., confidence_threshold=None, familiarity=None,
+        operating_point=None,
         versions=_common([card.versions for card in cards]),
         revision=revisions.pop() if len(revisions) == 1 else '', **network))
 

@@ -324,8 +324,8 @@ def run_folds(
     keys = known_keys(images, start)
     trained_on = dict(rule='all training images', folds=k, validation=digest_images(images))
     outcome = Outcome(
-        trained.epochs, None if test is None else report, pooled, kept_epoch=trained.kept,
-        kept_by=f'median of the epochs that {k} folds kept', folds=scores, goal=goal,
+        trained.epochs, None if test is None else report, pooled, images.pixels.cpu(),
+        kept_epoch=trained.kept, kept_by=f'median of the epochs that {k} folds kept', folds=scores, goal=goal,
         left_out=sum(data.skipped.values()))
     card = make_card(recipe, images, trained.stats, outcome, revision=revision,
                      trained_on=None if keys is None else dict(trained_on, images=len(keys)))

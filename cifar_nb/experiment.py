@@ -32,7 +32,7 @@ from .recipes import find_recipe, with_changes
 from .records import AnyRecipe, Start
 from .rescue import as_saved, lock_run, refuse_dead, save_or_rescue, train_to_best
 from .threshold import Goal
-from .trust import calibrate, calibrated
+from .trust import calibrated, confidence_fields
 
 # %% ../nbs/81_experiment.ipynb #03702629
 def split_data(
@@ -100,6 +100,7 @@ class Outcome:
     epochs:int  # Passes that were made
     test:Report|None  # None when folds used all images
     valid:Report|None = None  # None when no images were held out
+    valid_pixels:Tensor|None = None  # Of the images of that report
     six_views:Report|None = None  # Test images with test-time augmentation, for a fast recipe
     kept_epoch:int|None = None  # The pass whose weights were kept
     kept_by:str|None = None  # Why that one
@@ -131,9 +132,9 @@ def make_card(
 )->ModelCard:
     "Everything that a model file says about itself."
     valid,six_views = outcome.valid,outcome.six_views
-    temperature = calibrate(valid) if valid else 1.
-    point = outcome.goal.choose_at_end(calibrated(valid, temperature)) if outcome.goal and valid else None
-    familiar = (valid.logits/temperature).softmax(1).amax(1).quantile(.05).item() if valid else None
+    known = confidence_fields(valid, outcome.valid_pixels)
+    if outcome.goal and valid:
+        known['operating_point'] = outcome.goal.choose_at_end(calibrated(valid, known['temperature']))
     return ModelCard(
         schema_version=2, architecture=recipe.architecture, arguments=recipe.arguments(len(train.classes)),
         dataset=dataset_name(recipe.data), classes=train.classes, **stats._asdict(),
@@ -143,8 +144,7 @@ def make_card(
         validation_accuracy=valid.accuracy if valid else None, revision=revision,
         test_accuracy=outcome.test.accuracy if outcome.test else None, folds=outcome.folds,
         test_accuracy_tta=six_views.accuracy if six_views else None,
-        temperature=temperature, confidence_threshold=familiar, operating_point=point,
-        versions=library_versions(), provenance=provenance_of(recipe.architecture))
+        versions=library_versions(), provenance=provenance_of(recipe.architecture), **known)
 
 # %% ../nbs/81_experiment.ipynb #4f4b58fa
 def checkpoint_path(
@@ -203,12 +203,12 @@ def open_checkpoint(out:Path, recipe:AnyRecipe, train:Images, valid:Images|None)
     return Checkpointer(checkpoint_path(out), choices, epochs)
 
 def _test(model, report, measured, with_views)->dict: # Reports for an `Outcome`
-    valid = report(model, measured['validation']) if measured['validation'] else None
-    test = report(model, measured['test'])
-    refuse_dead(test)
-    if not with_views: return dict(valid=valid, test=test)
-    margin = choose_margin(valid) if valid else None
-    return dict(valid=valid, test=test, six_views=report(SixViews(model, margin), measured['test']))
+    found,held_out = dict(test=report(model, measured['test'])),measured['validation']
+    refuse_dead(found['test'])
+    if held_out: found |= dict(valid=report(model, held_out), valid_pixels=held_out.pixels.cpu())
+    if not with_views: return found
+    margin = choose_margin(found['valid']) if held_out else None
+    return dict(found, six_views=report(SixViews(model, margin), measured['test']))
 
 # %% ../nbs/81_experiment.ipynb #7c2cc696
 def _run(recipe, out, settings, *, half, keep, goal, on_data, on_epoch):

@@ -7,10 +7,8 @@ __all__ = ['announce', 'one_line', 'cut_warning', 'balance_note', 'seconds_left'
            'saved_line', 'numbers_of', 'write_report']
 
 # %% ../nbs/74_messages.ipynb #74004ff
-import io
 import json
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +25,7 @@ from .images import Images
 from .judge import summary
 from .modelfile import ModelCard
 from .opening import open_image
-from .page import report_page
+from .page import as_png, report_page
 from .runs import RunFolder
 from .text import printable
 from .trust import calibrated, calibration_error
@@ -166,13 +164,6 @@ def numbers_of(
         calibration_error=calibration_error(report),
         recall=dict(zip(report.classes, report.per_class().tolist())))
 
-def _as_png(figure)->bytes:
-    drawn = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # very long names of classes leave no room for the matrix
-        figure.savefig(drawn, format='png')
-    return drawn.getvalue()
-
 def write_report(
     run:RunFolder,
     card:ModelCard,
@@ -182,13 +173,17 @@ def write_report(
     facts:Iterable[tuple[str, str]], # About the model, by name
     recipe:str, # As TOML
     measured:str='Test images', # What they are, for the heading
+    outliers:Report|None=None, # On images without its classes, as the network gives it
 )->None:
     "Write `curves.png`, `confusion.png`, `measured.json` and `report.html` into the folder of a run."
     served = calibrated(report, card.temperature)
-    curves = _as_png(plot_history(run.rows))
+    curves = as_png(plot_history(run.rows))
     run.keep('curves.png', curves)
-    run.keep('confusion.png', _as_png(plot_confusion(confusion(report), report.classes)))
+    run.keep('confusion.png', as_png(plot_confusion(confusion(report), report.classes)))
     run.keep('measured.json', json.dumps(dict(measured=measured, **numbers_of(served)), indent=1))
     title = f'{run.folder.name}: {card.dataset}'
-    page = report_page(title, served, images, measured=measured, facts=facts, curves=curves, recipe=recipe)
+    others = None
+    if outliers is not None: others = calibrated(outliers, card.temperature),card.confidence_threshold
+    page = report_page(title, served, images, outliers=others, measured=measured, facts=facts, curves=curves,
+                       recipe=recipe)
     run.keep('report.html', page)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
 from .device import library_versions, source_revision
+from .familiar import Familiarity
 from .folds import FoldScores
 from .images import Images, Stats
 from cifar_nb.own import (
@@ -90,7 +91,10 @@ class ModelCard(BaseModel):
     temperature:float = Field(ge=.01, le=100, description=(
         'Logits are divided by it before softmax; found on the validation images; 1 changes nothing'))
     confidence_threshold:Fraction|None = Field(description=(
-        'The confidence that 95% of the validation images exceed; below it an image is called unfamiliar'))
+        'The confidence that 95% of the validation images exceed; below it an image is called unfamiliar, '
+        'where `familiarity` is null'))
+    familiarity:Familiarity|None = Field(None, description=(
+        'Says which images are unfamiliar; null for too few validation images, and for older models'))
     operating_point:OperatingPoint|None = Field(None, description=(
         'From which probability on a class is said; null says the most probable class'))
     versions:dict[str, str] = Field(description='Python, PyTorch and machine that trained it')

@@ -233,7 +233,7 @@ def recalibrate(
 )->tuple[Path, list[tuple]]: # The file, and temperature, error and loss before and after
     "Find temperature and familiarity threshold on validation images, for the card. Raises `ConfigError`."
     from cifar_nb.predict import Predictor
-    from cifar_nb.trust import calibrate, calibrated, calibration_error
+    from cifar_nb.trust import calibrated, calibration_error, confidence_fields
     settings = settings or Settings.read()
     target,predictor = _target(path, out),Predictor.load(str(path), settings)
     card = predictor.card
@@ -241,10 +241,12 @@ def recalibrate(
         raise ConfigError(f'{path} has an operating point, which holds for its present probabilities: remove '
                           'it with `cifar-nb threshold MODEL --clear`, and choose it again afterwards')
     where,dataset = open_data(card, data, settings, group)
-    before = measure_as_served(predictor, validation_images(path, where, dataset), where)
-    temperature = min(max(card.temperature*calibrate(before), .01), 100.)
-    after = calibrated(before, temperature/card.temperature)
-    familiar = after.probabilities.amax(1).quantile(.05).item()
-    _write(path, card.model_copy(update=dict(temperature=temperature, confidence_threshold=familiar)), target)
-    both = (card.temperature, before), (temperature, after)
+    images = validation_images(path, where, dataset)
+    before = measure_as_served(predictor, images, where)
+    # As the network gives it
+    plain = calibrated(before, 1/card.temperature)
+    found = confidence_fields(plain, images.pixels.cpu())
+    after = calibrated(plain, found['temperature'])
+    _write(path, card.model_copy(update=found), target)
+    both = (card.temperature, before), (found['temperature'], after)
     return target,[(t, calibration_error(report), report.loss) for t,report in both]

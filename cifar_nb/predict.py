@@ -49,7 +49,7 @@ class Prediction(BaseModel):
     top:list[Candidate] = Field(description='The most probable classes, best first')
     model:str = Field(description='Name of the model that answered')
     in_distribution:bool|None = Field(description=(
-        'False when the confidence is lower than on 95% of its validation images; null if not measured'))
+        'False when the image is less familiar than 95% of its validation images; null if not measured'))
     tile:int|None = Field(None, description=(
         'Which square of the photo decided, counted from 1, from the left or the top; null for a model that '
         'looks at a single square'))
@@ -66,18 +66,20 @@ def as_prediction(
     *,
     top_k:int, # Candidates in `top`, at most the number of classes
     took:float, # Milliseconds in the network
+    familiar:bool|None=None, # By the card's score; None asks its threshold of the confidence
     tiles:tuple[list[int], int]|None=None, # The tile that gave each class its score, and how many there are
 )->Prediction:
     "Turn probabilities into a `Prediction`."
     best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)
     top = [Candidate(class_index=i, class_name=card.classes[i], confidence=probabilities[i]) for i in best]
     threshold = card.confidence_threshold
+    if familiar is None and threshold is not None: familiar = top[0].confidence >= threshold
     return Prediction(
         class_index=best[0], class_id=best[0],
         class_name=top[0].class_name, confidence=top[0].confidence,
         decision=decide(probabilities, card.classes, card.operating_point),
         probabilities=dict(zip(card.classes, probabilities)), top=top[:top_k], model=name,
-        in_distribution=None if threshold is None else top[0].confidence >= threshold,
+        in_distribution=familiar,
         tile=tiles[0][best[0]]+1 if tiles else None, tiles=tiles[1] if tiles else None,
         inference_ms=round(took, 3))
 
@@ -135,6 +137,14 @@ class Predictor:
         counted = [(which.tolist(), len(image)) for (_,which),image in zip(found, pixels)]
         return torch.stack([scores for scores,_ in found]),counted
 
+    def _familiar(self, pixels, probabilities)->list[bool|None]: # One per image
+        familiarity = self.card.familiarity
+        if familiarity is None: return [None]*len(probabilities)
+        if pixels[0].ndim == 4:  # any number of tiles
+            scores = [familiarity.scores(tiles[None], p[None]) for tiles,p in zip(pixels, probabilities)]
+        else: scores = [familiarity.scores(torch.stack(list(pixels)), probabilities)]
+        return (torch.cat(scores) >= familiarity.threshold).tolist()
+
     def answers(self,
         pixels:Sequence[Tensor]|Tensor, # Each uint8 (3,S,S), or (T,3,S,S) for tiles, from `image_pixels`
         top_k:list[int], # Candidates in `top`, for each image
@@ -146,8 +156,9 @@ class Predictor:
         took = 1000*(time.perf_counter()-start)
         if not rows.isfinite().all():
             raise ModelError(f'the model {self.name} gives probabilities that are not numbers')
-        return [as_prediction(row, self.card, self.name, top_k=k, took=took, tiles=found)
-                for row,k,found in zip(rows.tolist(), top_k, tiles)]
+        familiar = self._familiar(pixels, rows)
+        return [as_prediction(row, self.card, self.name, top_k=k, took=took, familiar=known, tiles=found)
+                for row,k,known,found in zip(rows.tolist(), top_k, familiar, tiles)]
 
     def answer_seen(self,
         seen:list[Seen], # From `see_image`, with the size and the fit of the card

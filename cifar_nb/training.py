@@ -232,6 +232,13 @@ def _say_data(run, recipe, found:dict): # What will be learned from is the first
 
 _RECORDS = ('report.html', 'folds.json', 'history.csv', 'recipe.toml', 'log.txt')
 
+def _outliers(path:Path, device:str): # A `Report`; None where a full disk took no model
+    if not path.exists(): return None
+    from cifar_nb.modelfile import read_model
+    from cifar_nb.trust import outlier_report
+    net,card = read_model(path)
+    return outlier_report(net.to(device), card.stats, card.input_size, device)
+
 def _run(
     name:str, # For the announcement
     recipe, # With all changes
@@ -280,7 +287,7 @@ def _run(
         if folds: run.say(f'\n{measured} (the intervals below take images as independent):')
         run.say(result_text(card, report) + _point_text(card, report, measured != 'Test images'))
         write_report(run, card, report, images, facts=card_facts(card), recipe=to_toml(recipe),
-                     measured=measured)
+                     measured=measured, outliers=_outliers(run.model, device))
         run.say(saved_line(card, publish(run.model, out, replace=replace)))
         there = [name for name in _RECORDS if (run.folder/name).exists()]  # a full disk may lack some
         print(f'the run is in {run.folder}: {", ".join(there)}', file=sys.stderr)

@@ -96,6 +96,20 @@ def test_evaluate_names_every_image(trees, tmp_path, monkeypatch):
         assert not any(part.startswith(FORMULA) for part in parts), row
 
 
+def test_a_report_is_one_page_and_is_written_again(trees, tmp_path, monkeypatch):
+    root, model = trees
+    monkeypatch.chdir(root.parent)
+    for _ in range(2):
+        flags = ("--skip-broken", "--report", tmp_path / "r.html")
+        code, _, err = run("evaluate", model, "--data", "trees", *flags)
+        assert code == 0 and "r.html: the report" in err, err
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    headings = ["Verdict", "Each class", "Most frequent confusions", "Can its confidence be used?"]
+    assert all(f"<h2>{heading}</h2>" in page for heading in headings)
+    assert "<script" not in page and "=birch" in page and page.count("data:image/png") >= 3
+    assert "The other images are drawn: shapes, random pixels" in page
+
+
 def test_evaluate_without_files_gives_positions(tmp_path):
     code, *_ = run("train", "--data", "synthetic", "--epochs", "1", "--out", tmp_path / "m.safetensors",
                    "--precision", "float32", "--batch-size", "500")
@@ -123,6 +137,9 @@ def test_evaluate_without_files_gives_positions(tmp_path):
     ("--mistakes", "trees/mistakes", "is inside the data set"),
     ("--mistakes", "link", "is inside the data set"),
     ("--mistakes", "", "is empty"),
+    ("--report", "photo.png", "must end in .html"),
+    ("--report", "photo.html", "is not such a report"),
+    ("--report", "", "is empty"),
 ])
 def test_evaluate_overwrites_nothing(trees, tmp_path, monkeypatch, *, flag, place, problem):
     root, model = trees
@@ -131,7 +148,7 @@ def test_evaluate_overwrites_nothing(trees, tmp_path, monkeypatch, *, flag, plac
     monkeypatch.chdir(tmp_path)
     for folder in ("folder.csv", "theirs"): Path(folder).mkdir()
     photo = Image.new("RGB", (9, 9))
-    for name in ("photo.png", "photo.csv", "theirs/mistakes-1.png"): photo.save(name, "PNG")
+    for name in ("photo.png", "photo.csv", "photo.html", "theirs/mistakes-1.png"): photo.save(name, "PNG")
     before = {path: path.read_bytes() for path in tmp_path.glob("**/*") if path.is_file()}
     inside = sorted(path.name for path in root.glob("**/*"))
     code, out, err = run("evaluate", "--model", model, "--data", "trees", "--skip-broken", flag, place)

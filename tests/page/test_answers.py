@@ -58,7 +58,7 @@ def test_where_it_looked_can_be_asked_again(tab):
 
 
 def test_an_unknown_thing(browser):
-    app = create_app(settings(), other_card(confidence_threshold=1.0))
+    app = create_app(settings(), other_card(confidence_threshold=1.0, familiarity=None))
     with served(app) as url, visit(browser, url) as tab:
         drop(tab, shape=noise(60))
         check_answer(cards(tab), 60)
@@ -66,7 +66,7 @@ def test_an_unknown_thing(browser):
 
 
 def test_a_known_thing(browser):
-    app = create_app(settings(), other_card(confidence_threshold=0.0))
+    app = create_app(settings(), other_card(confidence_threshold=0.0, familiarity=None))
     with served(app) as url, visit(browser, url) as tab:
         drop(tab, shape=png())
         check_answer(cards(tab))
@@ -125,7 +125,7 @@ def check_accessible(tab):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(browser, scheme):
-    app = create_app(settings(api_key="open sesame!"), other_card(confidence_threshold=1.0))
+    app = create_app(settings(api_key="open sesame!"), other_card(confidence_threshold=1.0, familiarity=None))
     with served(app) as url, visit(browser, url, color_scheme=scheme) as tab:
         expect(tab.get_by_label("API key")).to_be_visible()
         check_accessible(tab)
