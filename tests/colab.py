@@ -1,6 +1,6 @@
 """`make colab`: does the package fit into Colab's kernel as it is?
 
-Runs in an environment with Colab's versions of all libraries that we touch (`.github/colab.txt`). First two
+Runs in an environment with Colab's versions of all libraries that we touch (`.github/colab.txt`). First four
 notebooks run as in Colab: the kernel has loaded its libraries before the install cell, which must replace
 none of them, and everything works without a restart. Then all notebooks run, and tests that decode images.
 
@@ -126,6 +126,7 @@ def main(*names):
     run_as_in_colab("99_launch", PAGE_WAS_SHOWN)
     run_as_in_colab("64_export")
     run_as_in_colab("35_search")
+    run_as_in_colab("42_explain")
     after = installed()
     if found := differences(before, after): sys.exit(f"an install cell has replaced what Colab has: {found}")
     subprocess.run([sys.executable, "-m", "pip", "check"], check=True)

@@ -79,7 +79,8 @@ def test_what_the_notebooks_import_is_what_the_extra_installs():
     known = {Requirement(text).name.replace("-", "_") for text in " ".join([*texts, extra]).split()}
     assert {"jupyterlab", "ipywidgets", "onnx", "fastcore"} <= known
     # IPython comes with Jupyter; the others are looked for before they are imported
-    known |= {"IPython", "PIL", "google", "nbdev", "pillow_heif", "cifar_nb", *sys.stdlib_module_names}
+    known |= {"IPython", "PIL", "sklearn", "google", "nbdev", "pillow_heif", "cifar_nb"}
+    known |= sys.stdlib_module_names
     for path in CHAPTERS:
         code = "\n".join(sources(path, "code"))
         imported = set(re.findall(r"^ *(?:import|from) (\w+)[ .]", re.sub(r",\s*\n", ",", code), re.M))
