@@ -224,8 +224,8 @@ def stress(
     _say_split(data, dataset)
     chosen = sample_images(dataset.test, images)
     if len(chosen.labels.unique()) < 2:
-        raise DatasetError(f'the {len(chosen):,} test images of {name} are of one class, and cannot show whether '
-                           'the model tells classes apart: give other data, or more --images')
+        raise DatasetError(f'the {len(chosen):,} test images of {name} are of one class, and cannot show '
+                           'whether the model tells classes apart: give other data, or more --images')
     warn_if_learned(find_model(model, settings), chosen)
     found = measure_stress(predictor.model, chosen, predictor.card.stats, device=predictor.device)
     what = dict(model=predictor.name, data=name, images=len(chosen), seed=0)

@@ -96,8 +96,8 @@ CORRUPTIONS = {
     'grey': Corruption(_grey, (.8, .6, .4, .2, 0.), 'factor of the saturation', f'{_COLOURS} the saturation'),
     'rotate': Corruption(_rotate, (8, 16, 24, 32, 40), 'degrees', f'{_ENHANCED} rotates by up to 15 degrees'),
     'shift': Corruption(_shift, (.05, .1, .15, .2, .25), 'of height and width, to a corner',
-        f'{_ENHANCED} shifts by up to an eighth, or crop the object the same way everywhere'),
-    'square': Corruption(_square, (.1, .2, .3, .4, .5), 'side of a square', f'{_TRAIN}cutout, which adds one'),
+        f'{_ENHANCED} shifts by up to an eighth, or crop all photos alike'),
+    'square': Corruption(_square, (.1, .2, .3, .4, .5), 'its side', f'{_TRAIN}cutout, which adds a square'),
 }
 
 # %% ../nbs/37_stress.ipynb #37017st
@@ -169,10 +169,10 @@ class Stress:
     def table(self)->Table:
         "One row per kind, the most expensive first, then the attack. In percent."
         kinds = sorted(self.corrupted, key=self.cost, reverse=True)
-        rows = [[kind, *self.corrupted[kind], self.cost(kind)] for kind in kinds]
-        rows.append(['fgsm', *self.attacked, self.unchanged - sum(self.attacked)/5])
-        rows = [[name, *(f'{100*value:.1f}' for value in values)] for name,*values in rows]
-        return Table(['severity', *'12345', 'cost'], rows)
+        rows = {kind: [*self.corrupted[kind], self.cost(kind)] for kind in kinds}
+        rows['fgsm'] = [*self.attacked, self.unchanged - sum(self.attacked)/5]
+        texts = [[name, *(f'{100*value:.1f}' for value in row)] for name,row in rows.items()]
+        return Table(['severity', *'12345', 'cost'], texts)
 
     def advice(self)->str: # One sentence
         "Which corruption costs most, and what to do about it."
@@ -182,7 +182,7 @@ class Stress:
         if self.cost(worst) < .02: return 'no corruption costs 2 points or more on average'
         before,after = (f'{100*value:.1f}%' for value in (self.unchanged, self.unchanged-self.cost(worst)))
         return (f'{worst} costs most: on average over the severities {before} fall to {after}. '
-                f'What helps: {CORRUPTIONS[worst].remedy}')
+                f'What may help: {CORRUPTIONS[worst].remedy}')
 
 # %% ../nbs/37_stress.ipynb #37033st
 def sample_images(
