@@ -151,7 +151,7 @@ def pgd(
         changed = (changed + 2.5*eps/steps*_uphill(model, changed, y, stats)).clamp(lowest, highest)
     return changed
 
-# %% ../nbs/37_stress.ipynb #37031st
+# %% ../nbs/37_stress.ipynb #37033st
 EPSILONS = (1, 2, 4, 8, 16)  # Of 255, the strengths of the attack in the table
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Stress:
         return (f'{worst} costs most: on average over the severities {before} fall to {after}. '
                 f'What may help: {CORRUPTIONS[worst].remedy}')
 
-# %% ../nbs/37_stress.ipynb #37033st
+# %% ../nbs/37_stress.ipynb #37035st
 def sample_images(
     images:Images,
     most:int=1000, # How many at most
@@ -231,7 +231,7 @@ def measure_stress(
     *corrupted,attacked = (values[i:i+5] for i in range(0, len(values), 5))
     return Stress(len(images.classes), unchanged, dict(zip(CORRUPTIONS, corrupted)), attacked)
 
-# %% ../nbs/37_stress.ipynb #37043st
+# %% ../nbs/37_stress.ipynb #37045st
 CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 
 def _read_array(path:Path)->np.ndarray:
