@@ -78,8 +78,9 @@ def test_what_the_notebooks_import_is_what_the_extra_installs():
     texts = [SETTINGS[f"{name}requirements"] for name in ("", "colab_", "export_", "mlops_", "trust_")]
     known = {Requirement(text).name.replace("-", "_") for text in " ".join([*texts, extra]).split()}
     assert {"jupyterlab", "ipywidgets", "onnx", "fastcore"} <= known
-    # IPython comes with Jupyter; the others are looked for before they are imported
-    known |= {"IPython", "PIL", "google", "nbdev", "pillow_heif", "cifar_nb", *sys.stdlib_module_names}
+    # IPython comes with Jupyter, sklearn with cleanlab; the others are looked for before they are imported
+    known |= {"IPython", "PIL", "sklearn", "google", "nbdev", "pillow_heif", "cifar_nb"}
+    known |= sys.stdlib_module_names
     for path in CHAPTERS:
         code = "\n".join(sources(path, "code"))
         imported = set(re.findall(r"^ *(?:import|from) (\w+)[ .]", re.sub(r",\s*\n", ",", code), re.M))
