@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import BatchLoader
-from .core import ConfigError
+from .core import ConfigError, progress
 from .images import Images, Stats
 
 # %% ../nbs/55_features.ipynb #b7ef2c4e
@@ -36,7 +36,8 @@ def extract_features(
     found:list[Tensor] = []
     model = model.to(device).eval()
     with last_layer(model).register_forward_pre_hook(lambda _,args: found.append(args[0].float().cpu())):
-        for x,_ in BatchLoader(images, stats, min(100, len(images)), device=device): model(x.flatten(0, -4))
+        batches = BatchLoader(images, stats, min(100, len(images)), device=device)
+        for x,_ in progress(batches, desc='computing features'): model(x.flatten(0, -4))
     return torch.cat(found).unflatten(0, (len(images), -1)).amax(1)
 
 # %% ../nbs/55_features.ipynb #120b60b8
