@@ -12,7 +12,7 @@ from tools.repository import CHAPTERS, NOTEBOOKS, ROOT, cells, exported_module, 
 REAL = {
     "11_datasets": "Images: 50,000",
     "40_evaluate": "Images: 10,000",
-    "41_trust": "cifar100",
+    "41_trust": "CIFAR-100",
     "64_export": "of 10,000",
     "99_launch": "airplane",
 }
