@@ -62,7 +62,7 @@ def test_an_unknown_thing(browser):
     with served(app) as url, visit(browser, url) as tab:
         drop(tab, shape=noise(60))
         check_answer(cards(tab), 60)
-        expect(cards(tab).locator(".unknown")).to_contain_text("unusually uncertain about this image")
+        expect(cards(tab).locator(".unknown")).to_contain_text("unlike those that the model knows")
 
 
 def test_a_known_thing(browser):
