@@ -55,6 +55,7 @@ from cifar_nb.shell import (
     Model,
     ModelFirst,
     SkipBroken,
+    ToPage,
     new_app,
     not_empty,
     one_of,
@@ -129,9 +130,6 @@ _ToCsv = Annotated[str|None, typer.Option(
     '--csv', metavar='FILE', help=_ALL_IMAGES, callback=not_empty('a file that ends in .csv'))]
 _ToFolder = Annotated[str|None, typer.Option(
     '--mistakes', metavar='DIR', help=_MISTAKES, callback=not_empty('a folder'))]
-_PAGE = 'Write all of it, with figures and example images, as one HTML page'
-_ToPage = Annotated[str|None, typer.Option(
-    '--report', metavar='FILE.html', help=_PAGE, callback=not_empty('a file that ends in .html'))]
 _Views = Annotated[bool, typer.Option('--tta', help=(
     'Average six views of each image, flipped and shifted: a little more accurate, six times the work'))]
 
@@ -156,7 +154,7 @@ def evaluate(
     group:Group=None,
     table:_ToCsv=None,
     mistakes:_ToFolder=None,
-    page:_ToPage=None,
+    page:ToPage=None,
     tta:_Views=False,
     skip_broken:SkipBroken=None,
     device:Device=None,

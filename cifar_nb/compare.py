@@ -9,13 +9,14 @@ __all__ = ['card_facts', 'Comparison', 'compare_models', 'verdict_of', 'comparis
 # %% ../nbs/75_compare.ipynb #75004ff
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from .core import ConfigError, ModelError, Settings, Table, atomic_path, log
+from .core import ConfigError, ModelError, Settings, Table, log
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
@@ -24,6 +25,7 @@ from cifar_nb.shell import (
     Group,
     Json,
     SkipBroken,
+    ToPage,
     new_app,
     not_empty,
     read_settings,
@@ -103,11 +105,6 @@ def info(model:_Model, as_json:Json=False):
     print(*(f'{name:{width}}  {value}' for name,value in facts), sep='\n')
 
 # %% ../nbs/75_compare.ipynb #75012ff
-class _Answers(NamedTuple): # One of the two
-    name:str
-    right:Any  # bool (N,), which images it gets right
-    said:list[str]  # What it says about each
-
 def _unseen(images, paths): # Those that no model has learned from
     "Images to compare by. Raises `ConfigError` when none are left."
     import torch
@@ -118,13 +115,13 @@ def _unseen(images, paths): # Those that no model has learned from
     if not known: return images
     return images[~torch.isin(image_keys(images), torch.cat(known))]
 
-def _answers(predictor, images)->_Answers:
+def _answers(predictor, images): # A `Report` with the probabilities that are served
     from cifar_nb.batches import BatchLoader
     from cifar_nb.evaluate import evaluate
+    from cifar_nb.trust import calibrated
     dl = BatchLoader(images, predictor.card.stats, min(500, len(images)), device=predictor.device)
     report = evaluate(predictor.model, dl, images.classes, device=predictor.device)
-    said = [images.classes[i] for i in report.predictions.tolist()]
-    return _Answers(predictor.name, report.predictions == report.labels, said)
+    return calibrated(report, predictor.card.temperature)
 
 # %% ../nbs/75_compare.ipynb #75013ff
 class Comparison(NamedTuple):
@@ -132,8 +129,15 @@ class Comparison(NamedTuple):
     names:tuple[str, str]
     images:Any  # `Images`, those of the first model's size
     left_out:int  # Test images that a model has learned from
-    right:tuple[Any, Any]  # bool (N,) for each model
-    said:tuple[list[str], list[str]]  # Class names, for each model
+    reports:tuple[Any, Any]  # A `Report` of each model
+
+    @property
+    def right(self)->list: # bool (N,) for each model
+        return [report.predictions == report.labels for report in self.reports]
+
+    @property
+    def said(self)->list[list[str]]: # Class names, for each model
+        return [[report.classes[i] for i in report.predictions.tolist()] for report in self.reports]
 
 def compare_models(
     paths:tuple[Path, Path], # Two model files
@@ -169,10 +173,9 @@ def compare_models(
     if not len(found[0]) or not torch.equal(*map(image_keys, found)):
         raise ConfigError(f'{paths[0]} and {paths[1]} have no common images in {name} that neither has '
                           'learned from: give others with --data')
-    answers = [_answers(*pair) for pair in zip(both, found)]
-    one,two = answers
     left_out = len(tests[asked[0]])-len(found[0])
-    return Comparison((one.name, two.name), found[0], left_out, (one.right, two.right), (one.said, two.said))
+    reports = _answers(both[0], found[0]),_answers(both[1], found[1])
+    return Comparison((both[0].name, both[1].name), found[0], left_out, reports)
 
 # %% ../nbs/75_compare.ipynb #75015ff
 def verdict_of(
@@ -240,14 +243,6 @@ def _as_dict(c:Comparison)->dict: # For JSON
     return dict(a=c.names[0], b=c.names[1], images=len(c.images), left_out=c.left_out, accuracy=accuracy,
                 p_value=p, only_a_count=first, only_b_count=second, verdict=verdict_of(c), **lists)
 
-def _save_curves(file:str, histories:list)->None:
-    "Raises `ConfigError` for a file that cannot be written, or models without a history."
-    if not all(histories):
-        raise ConfigError('--curves draws two runs: give the folders of runs, or their names')
-    if not file.endswith('.png'): raise ConfigError(f'--curves {file} must end in .png')
-    from cifar_nb.runs import plot_curves
-    with atomic_path(file) as part: plot_curves(histories).savefig(part, format='png')
-
 @comparing_commands.command()
 def compare(
     a:_Model, b:_Model,
@@ -260,24 +255,30 @@ def compare(
     data_dir:DataDir=None,
     curves:Annotated[str|None, typer.Option(metavar='FILE.png', help='Draw the curves of two runs',
                                             callback=not_empty('a file that ends in .png'))]=None,
+    page:ToPage=None,
     as_json:Json=False,
 ):
     """Compare two models or runs on the same test images: paired test, each class, the images that tell
     them apart; then their recipes, and the curves of runs."""
     from cifar_nb.modelfile import read_card
-    from cifar_nb.runs import curves_table, read_history, recipe_differences
+    from cifar_nb.page import check_page, comparison_page, write_page
+    from cifar_nb.runs import curves_table, read_history, recipe_differences, save_curves
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     paths = model_or_run(a, settings),model_or_run(b, settings)
     histories = [read_history(path.parent) for path in paths]
-    if curves: _save_curves(curves, histories)
+    if curves: save_curves(curves, histories)
+    if page: check_page(page)
     c = compare_models(paths, data, settings, group=group)
     differences = recipe_differences(*map(read_card, paths))
+    if page:
+        tables = ('Each class', comparison_table(c)),('Recipe', differences)
+        made = comparison_page(c.names, c.reports, c.images, verdict=verdict_of(c), tables=tables)
+        print(printable(f'{write_page(page, made)}: the report'), file=sys.stderr)
     if as_json: return print(json.dumps(_as_dict(c) | dict(recipe=differences.rows)))
     note = f'; {c.left_out:,} that a model has learned from are left out' if c.left_out else ''
     print(f'{len(c.images):,} images{note}')
     for letter,path,right in zip('AB', paths, c.right):
-        accuracy = f'{right.float().mean().item():.2%}'
-        print(f'{letter}: {int(right.sum()):,} right, {accuracy}  {printable(str(path))}')
+        print(f'{letter}: {int(right.sum()):,} right, {right.float().mean():.2%}  {printable(str(path))}')
     k = len(c.images.classes)
     chance = f'p below 0.05 is expected by chance in {k/20:.1f} of {k} classes'
     print('', verdict_of(c), '', comparison_table(c), chance,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numbered_folders', 'make_numbered', 'RunFolder', 'read_history', 'read_facts', 'logged_in', 'describe', 'open_run',
-           'refuse_other', 'publish', 'recipe_differences', 'curves_table', 'plot_curves']
+           'refuse_other', 'publish', 'recipe_differences', 'curves_table', 'plot_curves', 'save_curves']
 
 # %% ../nbs/73_runs.ipynb #73004ff
 import csv
@@ -334,3 +334,13 @@ def plot_curves(
     axes[0].legend()
     plt.close(fig)
     return fig
+
+def save_curves(
+    file:str, # A name that ends in .png
+    histories:list[list[dict]], # As for `plot_curves`
+):
+    "Raises `ConfigError` for a file that cannot be written, or models without a history."
+    if not all(histories):
+        raise ConfigError('--curves draws two runs: give the folders of runs, or their names')
+    if not file.endswith('.png'): raise ConfigError(f'--curves {file} must end in .png')
+    with atomic_path(file) as part: plot_curves(histories).savefig(part, format='png')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['A_MODEL', 'A_DATA_SET', 'ModelFirst', 'DataFirst', 'Model', 'Architecture', 'Device', 'DataDir', 'SkipBroken',
-           'Track', 'A_GROUP', 'Group', 'Json', 'new_app', 'not_empty', 'setting', 'read_settings', 'find_network',
-           'one_of', 'run_app']
+           'Track', 'A_GROUP', 'Group', 'ToPage', 'Json', 'new_app', 'not_empty', 'setting', 'read_settings',
+           'find_network', 'one_of', 'run_app']
 
 # %% ../nbs/67_shell.ipynb #67004aa
 import io
@@ -93,6 +93,9 @@ Track = Annotated[bool|None, typer.Option(
 A_GROUP = ('Regular expression: files in whose CLASS/NAME it finds the same text (that in parentheses, if '
            'there are any) show one object, and are never on two sides of a split')
 Group = Annotated[str|None, typer.Option('--group', metavar='REGEX', help=f'{A_GROUP} [else as in training]')]
+ToPage = Annotated[str|None, typer.Option(
+    '--report', metavar='FILE.html', help='Write all of it, with figures and images, as one HTML page',
+    callback=not_empty('a file that ends in .html'))]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON instead of text')]
 
 # %% ../nbs/67_shell.ipynb #a224a9c8

@@ -217,8 +217,11 @@ def test_compare_recomputed(finished, folder, tmp_path):
     coin = paired_test(torch.tensor([True] * a + [False] * b), torch.tensor([False] * a + [True] * b))
     assert said["p_value"] == pytest.approx(coin.p_value)
     assert len(said["only_a"]) == a and len(said["only_b"]) == b
-    text = run("compare", out, other, "--data", folder)[1]
+    text = run("compare", out, other, "--data", folder, "--report", tmp_path / "both.html")[1]
     assert "only A" in text and said["verdict"] in text
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert said["verdict"] in page and "Only A is right" in page and "Only B is right" in page
+    assert page.count("<figure>") == min(a, 24) + min(b, 24)
 
 
 def test_models_that_cannot_be_compared(finished, folder):
