@@ -40,14 +40,13 @@ from . import __version__
 from .compare import comparing_commands
 from .core import ConfigError, ImageError, atomic_path, progress
 from .device import source_revision
-from .examine import MeasuredOn, examining_commands, say_split
+from .examine import Architecture, MeasuredOn, examining_commands, say_split
 from .operate import measure_as_served, open_data, operating_commands, recalibrate, warn_if_learned
 from .retrain import retraining_commands
 from .settings import ServiceSettings
 from cifar_nb.shell import (
     A_DATA_SET,
     A_MODEL,
-    Architecture,
     DataDir,
     Device,
     Group,
