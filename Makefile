@@ -56,7 +56,7 @@ colab:  ## Install into Colab's versions of all libraries (.github/colab.txt), r
 
 nbdev3:  ## Export and test the notebooks with nbdev 3, which must write the same package as nbdev 2
 	$(PYTHON) -m venv --clear $(NBDEV3_VENV)
-	$(NBDEV3_VENV)/bin/python -m pip install -q -e '.[colab,export,nbdev3]'
+	$(NBDEV3_VENV)/bin/python -m pip install -q -e '.[colab,export,trust,nbdev3]'
 	PATH="$(abspath $(NBDEV3_VENV))/bin:$$PATH" $(NBDEV3_VENV)/bin/python tests/nbdev3.py
 
 notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, keeping the outputs
