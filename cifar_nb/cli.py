@@ -39,7 +39,6 @@ import typer
 from . import __version__
 from .compare import comparing_commands
 from .core import ConfigError, ImageError, atomic_path, progress
-from .device import source_revision
 from .examine import Architecture, MeasuredOn, examining_commands, say_split
 from .operate import measure_as_served, open_data, operating_commands, recalibrate, warn_if_learned
 from .retrain import retraining_commands
@@ -135,6 +134,7 @@ _Views = Annotated[bool, typer.Option('--tta', help=(
 def _write_page(path:str, predictor, report, images, name:str):
     "The report as an HTML page, with what the model says about drawn images of other things."
     from cifar_nb.compare import card_facts
+    from cifar_nb.device import source_revision
     from cifar_nb.page import report_page, write_page
     from cifar_nb.trust import calibrated, outlier_report
     card = predictor.card
