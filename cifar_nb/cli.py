@@ -135,13 +135,14 @@ def _write_page(path:str, predictor, report, images, name:str):
     "The report as an HTML page, with what the model says about drawn images of other things."
     from cifar_nb.compare import card_facts
     from cifar_nb.device import source_revision
+    from cifar_nb.messages import compare_familiarity
     from cifar_nb.page import report_page, write_page
-    from cifar_nb.trust import calibrated, outlier_report
+    from cifar_nb.trust import outlier_report
     card = predictor.card
     outliers = outlier_report(predictor.model, card.stats, card.input_size, predictor.device)
-    others = calibrated(outliers, card.temperature),card.confidence_threshold
+    familiar = compare_familiarity(card, report, images, outliers)
     facts = [('measured on', name), ('cifar_nb', source_revision()), *card_facts(card)]
-    page = report_page(f'{predictor.name}: {name}', report, images, outliers=others, facts=facts)
+    page = report_page(f'{predictor.name}: {name}', report, images, familiar=familiar, facts=facts)
     print(printable(f'{write_page(path, page)}: the report'), file=sys.stderr)
 
 @model_commands.command()

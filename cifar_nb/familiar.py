@@ -6,6 +6,8 @@
 __all__ = ['image_statistics', 'Familiarity', 'generalised_entropy', 'log_distance', 'fit_familiarity']
 
 # %% ../nbs/39_familiar.ipynb #39004fa
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,15 +34,18 @@ def image_statistics(
     return torch.cat(found, 1)
 
 # %% ../nbs/39_familiar.ipynb #39017fa
+_Spread = Annotated[float, Field(gt=0)]
+
 class Familiarity(BaseModel):
     "How familiar images are to a model. Made from its validation images."
-    model_config = ConfigDict(extra='forbid', frozen=True)
+    model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
     center:tuple[float, ...] = Field(min_length=12, max_length=12, description='Mean of `image_statistics`')
     inverse:tuple[float, ...] = Field(min_length=78, max_length=78, description=(
         'Inverse covariance of `image_statistics`, its upper triangle row by row'))
-    entropy:tuple[float, float] = Field(description='Mean and standard deviation of the generalised entropy')
-    distance:tuple[float, float] = Field(description='The same of log(1 + squared Mahalanobis distance)')
+    entropy:tuple[float, _Spread] = Field(description=(
+        'Mean and standard deviation of the generalised entropy'))
+    distance:tuple[float, _Spread] = Field(description='The same of log(1 + squared Mahalanobis distance)')
     weight:float = Field(ge=0, le=10, description='Of the distance in the score')
     threshold:float = Field(description='The score that 95% of the validation images exceed')
 

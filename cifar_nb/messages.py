@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['announce', 'one_line', 'cut_warning', 'balance_note', 'seconds_left', 'duration', 'epoch_line', 'result_text',
-           'saved_line', 'numbers_of', 'write_report']
+           'saved_line', 'numbers_of', 'compare_familiarity', 'write_report']
 
 # %% ../nbs/74_messages.ipynb #74004ff
 import json
@@ -28,7 +28,7 @@ from .opening import open_image
 from .page import as_png, report_page
 from .runs import RunFolder
 from .text import printable
-from .trust import calibrated, calibration_error
+from .trust import FamiliarScores, calibrated, calibration_error, draw_outliers
 
 # %% ../nbs/74_messages.ipynb #74007ff
 def announce(
@@ -164,6 +164,18 @@ def numbers_of(
         calibration_error=calibration_error(report),
         recall=dict(zip(report.classes, report.per_class().tolist())))
 
+def compare_familiarity(
+    card:ModelCard, # Says what is unfamiliar
+    served:Report, # With the probabilities that are served
+    images:Images, # Those of the report
+    outliers:Report, # From `outlier_report`, as the network gives it
+)->FamiliarScores:
+    "How familiar the images of a report and drawn ones are to a model."
+    drawn = draw_outliers(size=card.input_size)
+    own,threshold = card.familiar_scores(images.pixels.cpu(), served.probabilities)
+    others,_ = card.familiar_scores(drawn.pixels, calibrated(outliers, card.temperature).probabilities)
+    return FamiliarScores(own, others, threshold)
+
 def write_report(
     run:RunFolder,
     card:ModelCard,
@@ -173,7 +185,7 @@ def write_report(
     facts:Iterable[tuple[str, str]], # About the model, by name
     recipe:str, # As TOML
     measured:str='Test images', # What they are, for the heading
-    outliers:Report|None=None, # On images without its classes, as the network gives it
+    outliers:Report|None=None, # From `outlier_report`
 )->None:
     "Write `curves.png`, `confusion.png`, `measured.json` and `report.html` into the folder of a run."
     served = calibrated(report, card.temperature)
@@ -182,8 +194,9 @@ def write_report(
     run.keep('confusion.png', as_png(plot_confusion(confusion(report), report.classes)))
     run.keep('measured.json', json.dumps(dict(measured=measured, **numbers_of(served)), indent=1))
     title = f'{run.folder.name}: {card.dataset}'
-    others = None
-    if outliers is not None: others = calibrated(outliers, card.temperature),card.confidence_threshold
-    page = report_page(title, served, images, outliers=others, measured=measured, facts=facts, curves=curves,
-                       recipe=recipe)
+    familiar = None
+    if outliers is not None and images is not None:
+        familiar = compare_familiarity(card, served, images, outliers)
+    page = report_page(title, served, images, familiar=familiar, measured=measured, facts=facts,
+                       curves=curves, recipe=recipe)
     run.keep('report.html', page)

@@ -106,6 +106,14 @@ class ModelCard(BaseModel):
     def stats(self)->Stats: # To normalise images with
         return Stats(self.mean, self.std)
 
+    def familiar_scores(self,
+        pixels:Tensor, # uint8 (N,3,H,W), or (N,T,3,H,W) for photos in tiles
+        probabilities:Tensor, # (N,K), as they are served
+    )->tuple[Tensor, float|None]: # (N,), and below which score an image is called unfamiliar; None for never
+        "How familiar images are: by the score of the card, or without one by the highest probability."
+        if self.familiarity is None: return probabilities.amax(1),self.confidence_threshold
+        return self.familiarity.scores(pixels, probabilities),self.familiarity.threshold
+
     @property
     def group(self)->str: # See `compile_group`; empty without groups, and for an old card
         "The pattern by which images of one object were kept together when its data was divided."

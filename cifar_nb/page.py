@@ -23,6 +23,8 @@ from .images import Images
 from .judge import bias_tests, verdict
 from .text import check_output, printable
 from cifar_nb.trust import (
+    OUTLIERS,
+    FamiliarScores,
     brier_score,
     calibration_error,
     classwise_error,
@@ -167,19 +169,19 @@ def _each_class(report:Report)->str:
     return _table([*table.header, 'p of bias', 'F1'], rows) + f'<p>{note}</p>'
 
 # %% ../nbs/49_page.ipynb #49033ff
-def _confidences(report:Report, outliers:Report|None, threshold:float|None)->str:
+def _confidences(report:Report, familiar:FamiliarScores|None)->str:
     drawn = [('accuracy by confidence', plot_reliability({'reliability': report})),
              ('risk by coverage', plot_risk(report))]
-    words = []
-    if outliers is not None:
-        figure = plot_familiarity(report, outliers, threshold)
-        drawn.append(('confidence on its own and on other images', figure))
-        words.append('The other images are drawn: ' + ', '.join(outliers.classes) + '.')
-        if threshold is not None:
-            own,other = ((r.probabilities.amax(1) < threshold).float().mean() for r in (report, outliers))
-            words.append(f'Called unfamiliar: {own:.1%} of these images, {other:.1%} of the drawn ones.')
+    words = ''
+    if familiar is not None:
+        figure = plot_familiarity(familiar, 'familiarity')
+        drawn.append(('familiarity of its own and of other images', figure))
+        words = 'The other images are drawn: ' + ', '.join(OUTLIERS) + '.'
+        if familiar.threshold is not None:
+            own,other = ((scores < familiar.threshold).float().mean() for scores in familiar[:2])
+            words += f' Called unfamiliar: {own:.1%} of these images, {other:.1%} of the drawn ones.'
     figures = [_image(as_png(figure), description) for description,figure in drawn]
-    return _section('Can its confidence be used?', *figures, f'<p>{_text(" ".join(words))}</p>')
+    return _section('Can its confidence be used?', *figures, f'<p>{_text(words)}</p>')
 
 # %% ../nbs/49_page.ipynb #49019ff
 def report_page(
@@ -187,7 +189,7 @@ def report_page(
     report:Report, # With the probabilities that are served
     images:Images|None=None, # Those of the report, in its order; None shows none
     *,
-    outliers:tuple[Report, float|None]|None=None, # On images without its classes, and the threshold; or None
+    familiar:FamiliarScores|None=None, # Of the images, and of those of `draw_outliers`
     facts:Iterable[tuple[str, str]]=(), # Name and value: the model's card, the data and the versions
     measured:str='Test images', # Heading of the numbers
     curves:bytes|None=None, # A PNG
@@ -201,7 +203,7 @@ def report_page(
         _section('Each class', _each_class(report)),
         _confusions(report, images)]
     if images is not None: sections.append(_mistakes(report, images))
-    sections.append(_confidences(report, *(outliers or (None, None))))
+    sections.append(_confidences(report, familiar))
     if curves: sections.append(_section('Training', _image(curves, 'loss and accuracy by epoch')))
     if recipe:
         lines = '\n'.join(map(_text, recipe.splitlines()))

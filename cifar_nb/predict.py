@@ -138,12 +138,12 @@ class Predictor:
         return torch.stack([scores for scores,_ in found]),counted
 
     def _familiar(self, pixels, probabilities)->list[bool|None]: # One per image
-        familiarity = self.card.familiarity
-        if familiarity is None: return [None]*len(probabilities)
+        if self.card.familiarity is None: return [None]*len(probabilities)  # `as_prediction` knows the rest
         if pixels[0].ndim == 4:  # any number of tiles
-            scores = [familiarity.scores(tiles[None], p[None]) for tiles,p in zip(pixels, probabilities)]
-        else: scores = [familiarity.scores(torch.stack(list(pixels)), probabilities)]
-        return (torch.cat(scores) >= familiarity.threshold).tolist()
+            parts = [(tiles[None], p[None]) for tiles,p in zip(pixels, probabilities)]
+        else: parts = [(torch.stack(list(pixels)), probabilities)]
+        found = [self.card.familiar_scores(*part) for part in parts]
+        return [bool(score >= threshold) for scores,threshold in found for score in scores]
 
     def answers(self,
         pixels:Sequence[Tensor]|Tensor, # Each uint8 (3,S,S), or (T,3,S,S) for tiles, from `image_pixels`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTLIERS', 'Bin', 'reliability', 'calibration_error', 'classwise_error', 'brier_score', 'calibrate', 'calibrated',
            'plot_reliability', 'risk_coverage', 'plot_risk', 'set_threshold', 'prediction_sets', 'draw_outliers',
-           'outlier_report', 'plot_familiarity', 'confidence_fields']
+           'outlier_report', 'FamiliarScores', 'plot_familiarity', 'confidence_fields']
 
 # %% ../nbs/41_trust.ipynb #37723b77
 import math
@@ -207,20 +207,27 @@ def outlier_report(
     return evaluate(model, BatchLoader(drawn, stats, 100, device=device), OUTLIERS, device=device)
 
 # %% ../nbs/41_trust.ipynb #41048tr
+class FamiliarScores(NamedTuple):
+    "How familiar images of its classes and others are to a model; the higher, the more familiar."
+    own:Tensor     # (N,)
+    others:Tensor  # (M,)
+    threshold:float|None=None  # Below it an image is called unfamiliar; None for never
+
 def plot_familiarity(
-    own:Report, # On images of its classes, with the probabilities that are served
-    outliers:Report, # On others
-    threshold:float|None=None, # Below it an image is called unfamiliar; None draws no line
+    scores:FamiliarScores,
+    label:str='confidence', # What the scores are
 ):
-    "Histograms of the confidence on both. Returns the matplotlib figure."
+    "Histograms of the scores. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
     fig,ax = plt.subplots(figsize=(4.4, 2.6), layout='constrained')
-    for name,report in {'images of its classes': own, 'other images': outliers}.items():
-        confidence = report.probabilities.amax(1).numpy()
-        weights = [100/len(confidence)]*len(confidence)
-        ax.hist(confidence, bins=25, range=(0, 1), weights=weights, alpha=.6, label=name)
-    if threshold is not None: ax.axvline(threshold, color='black', ls='--', lw=1, label='unfamiliar below')
-    ax.set(xlabel='confidence', ylabel='% of the images')
+    both = torch.cat(scores[:2])
+    ends = both.min().item(),both.max().item() + 1e-6
+    for name,values in {'images of its classes': scores.own, 'other images': scores.others}.items():
+        weights = [100/len(values)]*len(values)
+        ax.hist(values.numpy(), bins=25, range=ends, weights=weights, alpha=.6, label=name)
+    if scores.threshold is not None:
+        ax.axvline(scores.threshold, color='black', ls='--', lw=1, label='unfamiliar below')
+    ax.set(xlabel=label, ylabel='% of the images')
     ax.legend(fontsize=8, loc='upper left')
     plt.close(fig)
     return fig
