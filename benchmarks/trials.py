@@ -144,6 +144,7 @@ CHANGES = {
     "12 epochs, skip 33%": (dict(epochs=12, skip=.33), {}),
     "13 epochs, skip 40%": (dict(epochs=13, skip=.4), {}),
     "15 epochs, skip 33%": (dict(epochs=15, skip=.33), {}),
+    "20 epochs, skip 33%": (dict(epochs=20, skip=.33), {}),
     "10 epochs, 24 pixels first, silu": (dict(epochs=10, zoom=((.75, .3),), activation="silu"), {}),
     "frozen": ({}, dict(frozen=3)),
     "jitter": ({}, dict(jitter=(.14, .13))),
