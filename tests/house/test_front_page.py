@@ -2,22 +2,45 @@
 import base64
 import copy
 import re
+import shutil
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 from tools.repository import ROOT, SAMPLES, cells, readme_tool
 
 INDEX = ROOT / "nbs" / "index.ipynb"
 
 
+def blocks(language):
+    "The code of the README in one language."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
 def test_the_images_that_the_readme_names_come_with_the_package():
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    code = "\n".join(block for _, block in blocks)
+    code = "\n".join(blocks("sh"))
     named = set(re.findall(r"[\w/]+\.(?:jpe?g|png|gif|webp)", code))
     assert named and named <= set(SAMPLES)
     before, _, after = code.partition("cifar-nb samples")
     assert not named & set(re.findall(r"[\w/]+\.jpg", before)), "write them before they are used"
+
+
+def test_three_lines_of_python_classify_a_photo(tmp_path, monkeypatch):
+    lines = blocks("python")[0].splitlines()
+    assert len(lines) == 3
+    shutil.copy(ROOT / "cifar_nb" / "static" / "samples" / "cat.jpg", tmp_path / "your_photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(lines[:2]), names)
+    assert eval(lines[2], names) == "cat"
+
+
+def test_the_page_begins_with_a_small_animation():
+    first = re.search(r"!\[[^]]+\]\((?!https)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))[1]
+    assert (ROOT / first).stat().st_size < 1_000_000
+    with Image.open(ROOT / first) as image: assert image.n_frames > 10
 
 
 def tables(notebook):
