@@ -64,7 +64,7 @@ notebooks: $(VENV)/.dev  ## Run every notebook at full scale on the real data, k
 	PATH="$(abspath $(BIN)):$$PATH" nbdev_clean --fname nbs
 	$(MAKE) readme
 
-readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md from nbs/index.ipynb
+readme: $(VENV)/.dev  ## Point every badge at the address in settings.ini, and render README.md and the glossary from the notebooks
 	$(BIN)/python .github/readme.py
 
 benchmarks: $(VENV)/.dev  ## Measure loading, start and speed for hours, on a quiet machine; CONTRIBUTING.md has the other benchmarks

@@ -1,7 +1,8 @@
-"Point every link of ours at the address in settings.ini, and render README.md from nbs/index.ipynb."
+"Point links at the address in settings.ini, and render README.md and the glossary from the notebooks."
 import base64
 import posixpath
 import re
+import runpy
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -66,6 +67,7 @@ def main():
         if (new := relink(text, address())) != text: path.write_text(new, encoding="utf-8")
     save_chart()
     (ROOT / "README.md").write_text(rendered(), encoding="utf-8")
+    runpy.run_path(str(ROOT / ".github" / "glossary.py"), run_name="__main__")
 
 
 if __name__ == "__main__": main()

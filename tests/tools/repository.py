@@ -28,9 +28,12 @@ SAMPLES = sorted(path.name for path in (ROOT / "cifar_nb" / "static" / "samples"
 MODULES = {exported_module(path): int(path.name[:2]) for path in CHAPTERS if exported_module(path)}
 
 
-def readme_tool():
-    "`.github/readme.py` as a module."
-    spec = importlib.util.spec_from_file_location("readme", ROOT / ".github" / "readme.py")
+def github_tool(name):
+    "A script in `.github/` as a module."
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".github" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def readme_tool(): return github_tool("readme")
