@@ -63,7 +63,7 @@ def sentences(text):
     for block in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. |\|)", text):
         block = re.sub(r"^(- |\d+\. )", "", " ".join(block.split()))
         if block.startswith("#"): before = block = ""
-        for sentence in re.split(r"(?<=[.?!])(?<! al\.)\s+(?=[A-Z*`\"(\[])", block):
+        for sentence in re.split(r"(?:(?<=[.?!])|(?<=[.?!]\*\*))(?<! al\.)\s+(?=[A-Z*`\"(\[])", block):
             needs = re.match(POINTS_BACK, sentence.replace("*", "")) or len(sentence.split()) < 5
             yield sentence, f"{before} {sentence}".strip() if needs else sentence
             before = sentence
