@@ -1,4 +1,4 @@
-"Point links at the address in settings.ini, and render README.md and the glossary from the notebooks."
+"Point links at the address in settings.ini, and render README.md and two pages from the notebooks."
 import base64
 import posixpath
 import re
@@ -67,7 +67,8 @@ def main():
         if (new := relink(text, address())) != text: path.write_text(new, encoding="utf-8")
     save_chart()
     (ROOT / "README.md").write_text(rendered(), encoding="utf-8")
-    runpy.run_path(str(ROOT / ".github" / "glossary.py"), run_name="__main__")
+    for page in ("glossary", "questions"):
+        runpy.run_path(str(ROOT / ".github" / f"{page}.py"), run_name="__main__")
 
 
 if __name__ == "__main__": main()
