@@ -5,9 +5,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = (
-    "# Asked in interviews\n\nThe questions of this kind from all notebooks. Answer first, then open the "
-    "answer. The notebook that is linked has the reasons, and the experiment. [WATCH.md](WATCH.md) has the numbers "
-    "to look at. `make readme` writes this page.\n")
+    "# Asked in interviews\n\nThe questions of this kind from all notebooks. Answer first, then open "
+    "the answer. The notebook that is linked has the reasons, and the experiment. [WATCH.md](WATCH.md) "
+    "has the numbers to look at. `make readme` writes this page.\n")
 ASKED = "**Asked in interviews**"
 
 
