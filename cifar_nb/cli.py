@@ -198,7 +198,7 @@ def calibrate(
     device:Device=None,
     data_dir:DataDir=None,
 ):
-    "Make the probabilities of a model right on average: find its temperature on validation images."
+    "Find on validation images what makes the probabilities right on average, and the prediction sets."
     from cifar_nb.modelfile import find_model
     settings = read_settings(device=device, data_dir=data_dir, skip_broken=skip_broken)
     target,rows = recalibrate(find_model(model, settings), out, data=data, group=group, settings=settings)
@@ -213,6 +213,8 @@ def _one_line(answer)->str: # Such as "OK 91.0%, defect 9.0%  -> defect  (unfami
     found = ', '.join(f'{c.class_name} {c.confidence:.1%}' for c in answer.top)
     if answer.tiles: found += f'  (square {answer.tile} of {answer.tiles})'
     if (answer.frame or 1) > 1: found += f'  (frame {answer.frame})'
+    if answer.prediction_set:
+        found += f'  (with {100*answer.coverage:g}% confidence: {", ".join(answer.prediction_set)})'
     if answer.decision is not None: found += f'  -> {answer.decision}'
     return found if answer.in_distribution is not False else f'{found}  (unfamiliar)'
 
@@ -222,6 +224,10 @@ _FILES = ('Images (JPEG, PNG, TIFF and others), folders of images, patterns such
 _ANSWERS = 'Write one row per image (path, prediction, confidence, error) instead of printing lines'
 _AnswersCsv = Annotated[str|None, typer.Option(
     '--csv', metavar='FILE', help=_ANSWERS, callback=not_empty('a file that ends in .csv'))]
+
+_COVERAGE = ('Also list the classes that an image could be: this fraction of such sets contains the true '
+             'class, on average over all classes, for images like the validation images')
+_Coverage = Annotated[float|None, typer.Option('--coverage', min=.5, max=.99, help=_COVERAGE)]
 
 def _split_model(files:list[str], model:str|None)->tuple[list[str], str|None]: # Images, and the model
     "A model may stand before the images, as it may behind other commands."
@@ -254,6 +260,7 @@ def predict(
     top_k:Annotated[int, typer.Option(min=1, help='How many classes to list')]=3,
     table:_AnswersCsv=None,
     tta:_Views=False,
+    coverage:_Coverage=None,
     device:Device=None,
     as_json:Json=False,
 ):
@@ -265,7 +272,8 @@ def predict(
     if table: check_csv(table, PREDICTED)
     predictor = Predictor.load(model, read_settings(architecture=architecture, device=device))
     if tta: predictor = predictor.six_views
-    answers = zip(wanted, predict_files(predictor, [file.path for file in wanted], top_k))
+    found = predict_files(predictor, [file.path for file in wanted], top_k, coverage=coverage)
+    answers = zip(wanted, found)
     rows,n_failed = [],0
     # Lines are progress enough
     for file,answer in progress(answers, total=len(wanted), desc='predicting') if table else answers:

@@ -60,6 +60,7 @@ def _sureness(card)->str:
     text = f'scores are divided by {card.temperature:.3f}' if card.temperature != 1 else 'not calibrated'
     balance = card.recipe.get('balance', 'none')
     if balance != 'none': text += f'; trained as if all classes were equally frequent (balance = {balance})'
+    text += '; gives prediction sets'*bool(card.set_thresholds)
     if card.familiarity: return f'{text}; says which images are unfamiliar'
     if card.confidence_threshold is None: return text
     return f'{text}; below {card.confidence_threshold:.1%} an image is called unfamiliar'
@@ -362,11 +363,10 @@ def _joined_card(paths:Sequence[Path], cards, keys, **network): # A `ModelCard`
     return cards[0].model_copy(update=dict(
         recipe=recipe, dataset=' and '.join(dict.fromkeys(card.dataset for card in cards)),
         epochs=sum(epochs) if all(epochs) else 0, kept_epoch=None, kept_by=None, epochs_planned=None,
-        trained_on=None if keys is None else dict(noted, images=len(keys)),
+        trained_on=None if keys is None else dict(noted, images=len(keys)), calibrated_on=None,
         left_out=max(left_out, default=None), validation_accuracy=None, folds=None, test_accuracy=None,
         test_accuracy_tta=None, temperature=1., confidence_threshold=None, familiarity=None,
-        operating_point=None,
-        versions=_common([card.versions for card in cards]),
+        operating_point=None, set_thresholds=None, versions=_common([card.versions for card in cards]),
         revision=revisions.pop() if len(revisions) == 1 else '', **network))
 
 def _save(net, card, keys, out:Path, half:bool)->Path:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .answers import Answer, Explanation, as_data_url, busy
-from .core import ImageError, log
+from .core import ImageError, ModelError, log
 from .decoder import Decoder, DecoderBusy
 from .draw import side_by_side
 from .explain import draw_overlay, hires_cam
@@ -50,6 +50,7 @@ class Job:
     frame:int|None=None  # Of an animation: which frame, counted from 1
     view:bool=False  # Whether to send back what the model saw
     tta:bool=False  # Whether six views are averaged
+    coverage:float|None=None  # Of the set of classes that is wanted
     since:float=field(default_factory=time.monotonic)  # When its image arrived
     begun:bool=False  # Whether it has left the queue
 
@@ -77,6 +78,12 @@ def _overlay(
     except ValueError as e: raise ImageError(f'the model {predictor.name} cannot be explained: {e}') from e
     return draw_overlay(Image.fromarray(large), cam, len(large))
 
+def _set(coverage:float, prediction, predictor:Predictor)->dict: # Fields of an answer
+    "The classes that it could be. Raises `ImageError` for a model without thresholds."
+    try: names = predictor.card.prediction_set(prediction.probabilities, coverage)
+    except ModelError as e: raise ImageError(f'the model {predictor.name} gives no sets: {e}') from e
+    return dict(prediction_set=names, coverage=coverage)
+
 def _as_answer(
     job:Job,
     prediction,
@@ -86,6 +93,7 @@ def _as_answer(
     seen = as_tensor(job.seen)
     view = as_data_url(side_by_side(seen) if seen.ndim == 4 else seen) if job.view else None
     answer = dict(prediction, view=view, frame=job.frame)
+    if job.coverage is not None: answer |= _set(job.coverage, prediction, predictor)
     if job.large is None: return Answer.model_construct(**answer)
     overlay = _overlay(job, prediction, predictor)
     return Explanation.model_construct(**answer, overlay=as_data_url(overlay))
@@ -236,6 +244,7 @@ class Engine:
         view:bool=False, # Whether to send back what the model saw
         explain:bool=False, # Whether to send back where it looked
         tta:bool=False, # Whether to average six views: more accurate, six times the work
+        coverage:float|None=None, # Of a set of classes, 0.5 to 0.99; None gives no set
         turn:asyncio.Lock|None=None, # Shared by images that are to be decoded one after the other
     )->Answer:
         "Wait for the thread. Raises `ImageError`, or a 503 for no model, a full queue, or too long a wait."
@@ -249,7 +258,7 @@ class Engine:
                     pixels,*large = seen.arrays
                     done = self.loop.create_future()
                     job = Job(pixels, top_k, done, next(iter(large), None), card.fit, seen.frame, view, tta,
-                              since)
+                              coverage, since)
                     return await self._wait(job)
                 except _ModelChanged: continue  # decode it for the new one
                 except DecoderBusy as e: raise busy(f'{e}; try again shortly') from e

@@ -132,7 +132,7 @@ def make_card(
 )->ModelCard:
     "Everything that a model file says about itself."
     valid,six_views = outcome.valid,outcome.six_views
-    known = confidence_fields(valid, outcome.valid_pixels)
+    known = confidence_fields(valid, outcome.valid_pixels, dataset_name(recipe.data))
     if outcome.goal and valid:
         known['operating_point'] = outcome.goal.choose_at_end(calibrated(valid, known['temperature']))
     return ModelCard(

@@ -10,6 +10,7 @@ __all__ = ['ModelCard', 'finite', 'check_kind', 'build_model', 'read_model', 're
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -23,7 +24,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from .core import CifarNbError, Fraction, ModelError, Settings, atomic_path
+from .core import CifarNbError, ConfigError, Fraction, ModelError, Settings, atomic_path
 from .device import library_versions, source_revision
 from .familiar import Familiarity
 from .folds import FoldScores
@@ -42,11 +43,13 @@ from .registry import PREFIX, fetch_model
 from .source import Provenance
 from .text import check_class_name, printable
 from .threshold import OperatingPoint
+from .trust import COVERAGES
 
 # %% ../nbs/60_modelfile.ipynb #7600bb6a
 _StdDev = Annotated[float, Field(ge=1e-3, le=1)]
 _THREE = Field(min_length=3, max_length=3)
 _Name = Annotated[str, AfterValidator(check_class_name)]
+_SETS = Field(min_length=len(COVERAGES), max_length=len(COVERAGES))
 _MANY = Field(min_length=2, max_length=100_000)  # As many as a network may have scores
 
 def _faults(e:ValidationError)->str: # One line
@@ -95,6 +98,12 @@ class ModelCard(BaseModel):
         'where `familiarity` is null'))
     familiarity:Familiarity|None = Field(None, description=(
         'Says which images are unfamiliar; null for too few validation images, and for older models'))
+    set_thresholds:Annotated[tuple[Fraction, ...], _SETS]|None = Field(None, description=(
+        'Which probability puts a class into a prediction set, so that 50%, 51%, … or 99% of such sets have '
+        'the true class (41_trust); null without validation images, and for older models'))
+    calibrated_on:dict[str, Any]|None = Field(None, description=(
+        'The data whose validation images gave the temperature and the thresholds, and how many they are; '
+        'they may have chosen the epoch as well, see `kept_by`; null if not recorded'))
     operating_point:OperatingPoint|None = Field(None, description=(
         'From which probability on a class is said; null says the most probable class'))
     versions:dict[str, str] = Field(description='Python, PyTorch and machine that trained it')
@@ -113,6 +122,22 @@ class ModelCard(BaseModel):
         "How familiar images are: by the score of the card, or without one by the highest probability."
         if self.familiarity is None: return probabilities.amax(1),self.confidence_threshold
         return self.familiarity.scores(pixels, probabilities),self.familiarity.threshold
+
+    def prediction_set(self,
+        probabilities:dict[str, float], # By class name, as they are served
+        coverage:float, # Fraction of such sets that contain the true class, 0.5 to 0.99
+    )->list[str]: # At least one class, the most probable first
+        """The classes that an image could show. A coverage between two thresholds takes the larger set.
+
+        Raises `ConfigError` for another coverage, and `ModelError` for a card without thresholds."""
+        if not COVERAGES[0] <= coverage <= COVERAGES[-1]:
+            raise ConfigError(f'coverage {coverage}: use a number from {COVERAGES[0]} to {COVERAGES[-1]}')
+        if self.set_thresholds is None:
+            raise ModelError('this model file has no thresholds for prediction sets: '
+                             '`cifar-nb calibrate MODEL` adds them')
+        threshold = self.set_thresholds[bisect_left(COVERAGES, coverage)]
+        best,*others = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+        return [best, *(name for name in others if probabilities[name] >= threshold)]
 
     @property
     def group(self)->str: # See `compile_group`; empty without groups, and for an old card

@@ -239,7 +239,8 @@ def recalibrate(
     group:str|None=None, # As for `open_data`
     settings:Settings|None=None, # Read from the environment when None
 )->tuple[Path, list[tuple]]: # The file, and temperature, error and loss before and after
-    "Find temperature and familiarity threshold on validation images, for the card. Raises `ConfigError`."
+    "Find temperature, thresholds and familiarity on validation images, for the card. Raises `ConfigError`."
+    from cifar_nb.layout import without_places
     from cifar_nb.predict import Predictor
     from cifar_nb.trust import calibrated, calibration_error, confidence_fields
     settings = settings or Settings.read()
@@ -251,9 +252,8 @@ def recalibrate(
     where,dataset = open_data(card, data, settings, group)
     images = validation_images(path, where, dataset)
     before = measure_as_served(predictor, images, where)
-    # As the network gives it
-    plain = calibrated(before, 1/card.temperature)
-    found = confidence_fields(plain, images.pixels.cpu())
+    plain = calibrated(before, 1/card.temperature)  # as the network gives it
+    found = confidence_fields(plain, images.pixels.cpu(), without_places(where))
     after = calibrated(plain, found['temperature'])
     _write(path, card.model_copy(update=found), target)
     both = (card.temperature, before), (found['temperature'], after)

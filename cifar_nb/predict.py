@@ -50,6 +50,11 @@ class Prediction(BaseModel):
     model:str = Field(description='Name of the model that answered')
     in_distribution:bool|None = Field(description=(
         'False when the image is less familiar than 95% of its validation images; null if not measured'))
+    prediction_set:list[str]|None = Field(None, description=(
+        'The classes that it could be, the most probable first, where a coverage was asked for; else null'))
+    coverage:Fraction|None = Field(None, description=(
+        'What fraction of such sets contains the true class: on average over all classes, for images like '
+        'the validation images, with a single view; null without a set'))
     tile:int|None = Field(None, description=(
         'Which square of the photo decided, counted from 1, from the left or the top; null for a model that '
         'looks at a single square'))
@@ -163,27 +168,34 @@ class Predictor:
     def answer_seen(self,
         seen:list[Seen], # From `see_image`, with the size and the fit of the card
         top_k:int=5, # Candidates in `top`, at most the number of classes
+        coverage:float|None=None, # For a set of classes that it could be, 0.5 to 0.99; None gives no set
     )->list[Prediction]: # One per image
-        "Predictions for decoded images."
+        "Predictions for decoded images. Raises `ConfigError` or `ModelError` where there can be no set."
         if not seen: return []
         found = self.answers([as_tensor(arrays[0]) for arrays,_ in seen], [top_k]*len(seen))
-        for prediction,(_,frame) in zip(found, seen): prediction.frame = frame
+        for prediction,(_,frame) in zip(found, seen):
+            prediction.frame = frame
+            if coverage is None: continue
+            prediction.prediction_set = self.card.prediction_set(prediction.probabilities, coverage)
+            prediction.coverage = coverage
         return found
 
     def predict_batch(self,
         images:list[bytes|Image.Image], # Files, or images of any modes and sizes
         top_k:int=5, # Candidates in `top`, at most the number of classes
+        coverage:float|None=None, # As for `answer_seen`
     )->list[Prediction]: # One per image
         "Predictions for several images at once. Raises `ImageError`."
-        return self.answer_seen(
-            [see_image(image, self.card.input_size, fit=self.card.fit) for image in images], top_k)
+        seen = [see_image(image, self.card.input_size, fit=self.card.fit) for image in images]
+        return self.answer_seen(seen, top_k, coverage)
 
     def __call__(self,
         image:bytes|Image.Image, # A file, or an image of any mode and size
         top_k:int=5, # Candidates in `top`, at most the number of classes
+        coverage:float|None=None, # As for `answer_seen`
     )->Prediction:
         "The prediction for one image. Raises `ImageError`."
-        return self.predict_batch([image], top_k)[0]
+        return self.predict_batch([image], top_k, coverage)[0]
 
 # %% ../nbs/61_predict.ipynb #61files2
 def _look(predictor, path:Path)->Seen|ImageError|OSError:
@@ -205,6 +217,8 @@ def predict_files(
     paths:Iterable[Path], # Files, which need not exist
     top_k:int=5, # Candidates in `top`, at most the number of classes
     batch_size:int=16, # Files that go through the network together
+    *,
+    coverage:float|None=None, # As for `Predictor.answer_seen`
 )->Iterator[Prediction|ImageError|OSError]: # One per file, in the same order
     "Predictions for many files. A file without one gives the error, which is not raised."
     todo = list(paths)
@@ -212,11 +226,11 @@ def predict_files(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for found in _one_ahead(pool, partial(_look, predictor), parts):
             seen = [it for it in found if isinstance(it, Seen)]
-            answers = iter(predictor.answer_seen(seen, top_k))
+            answers = iter(predictor.answer_seen(seen, top_k, coverage))
             for it in found: yield next(answers) if isinstance(it, Seen) else it
 
 # %% ../nbs/61_predict.ipynb #61files7
-PREDICTED = ('path', 'prediction', 'confidence', 'decision', 'familiar', 'error')
+PREDICTED = ('path', 'prediction', 'confidence', 'decision', 'familiar', 'prediction set', 'error')
 
 def reason(error:Exception)->str: # Without the path
     "Why a file has no prediction, in words."
@@ -228,6 +242,7 @@ def predicted_row(
     answer:Prediction|Exception, # From `predict_files`
 )->list: # One value per column of `PREDICTED`
     "A prediction, or why there is none, as a row of a table."
-    if isinstance(answer, Exception): return [path, '', '', '', '', reason(answer)]
+    if isinstance(answer, Exception): return [path, '', '', '', '', '', reason(answer)]
     familiar = {True: 'yes', False: 'no', None: ''}[answer.in_distribution]
-    return [path, answer.class_name, round(answer.confidence, 4), answer.decision or '', familiar, '']
+    sure,could_be = round(answer.confidence, 4),'; '.join(answer.prediction_set or ())
+    return [path, answer.class_name, sure, answer.decision or '', familiar, could_be, '']

@@ -24,7 +24,6 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, Field
 
 from . import __version__
 from cifar_nb.access import (
@@ -48,6 +47,7 @@ from cifar_nb.answers import (
     Limits,
     Named,
     ServedModel,
+    Wanted,
     busy,
     documented,
     status_of,
@@ -95,13 +95,6 @@ Key = Annotated[str|None, Security(APIKeyHeader(
     name='X-API-Key', auto_error=False, description=_KEYS))]
 Bearer = Annotated[HTTPAuthorizationCredentials|None, Security(HTTPBearer(
     auto_error=False, description='The same key as a bearer token'))]
-
-class Wanted(BaseModel):
-    "What a client asks for in the address."
-    top_k:int = Field(5, ge=1, le=1000, description='How many candidates `top` lists')
-    view:bool = Field(False, description='Send back the image as the model saw it')
-    tta:bool = Field(False, description=(
-        'Average six views of the image, flipped and shifted: more accurate, six times the work'))
 
 WantedQuery = Annotated[Wanted, Query()]
 

@@ -11,6 +11,7 @@ const images = n => n === 1 ? "1 image" : n + " images";
 const SAMPLES = ["cat", "cup", "frog", "rocket", "ship"]; // classes of which the service has an image to try
 const mayPass = status => status < 400 || status >= 500 || status === 408 || status === 429; // the same request may succeed later; 0 is no reply at all
 let limits = { max_batch: 32, max_body_bytes: 10e6 }; // of one request, until the service has said its own
+let sets = ""; // asks for the classes that an image could be, if the model has thresholds for such sets
 let operatingPoint = null; // from which probability on the model says a class, if it has been told
 
 let cards = []; // one per image, in order
@@ -81,7 +82,7 @@ function formOf(field, group) {
 }
 
 async function ask(group) {
-  const options = formOf("files", group), said = await call("predict/batch?view=true", options);
+  const options = formOf("files", group), said = await call(`predict/batch?view=true${sets}`, options);
   if (options.signal.aborted) return;
   if (!Array.isArray(said) && (said.status === 408 || !mayPass(said.status)) && group.length > 1) { // too much for one request: in two
     const half = group.length >> 1;
@@ -162,6 +163,9 @@ function show(card, answer) {
   part(card, "answer").textContent = `${answer.class_name}, ${percent(answer.confidence)}`;
   part(card, "decision").hidden = answer.decision == null;
   part(card, "decision").textContent = `Decision: ${answer.decision}${operatingPoint ? `. This model says “${operatingPoint.class_name}” from a probability of ${+(100 * operatingPoint.threshold).toPrecision(2)}% on.` : ""}`;
+  // About an image unlike those of the model, such a set promises nothing
+  part(card, "could-be").hidden = !(answer.prediction_set?.length > 1) || answer.in_distribution === false;
+  part(card, "could-be").textContent = `With ${100 * answer.coverage}% confidence it is one of: ${answer.prediction_set?.join(", ")}.`;
   part(card, "name").textContent = card.file.name;
   part(card, "unknown").hidden = answer.in_distribution !== false;
   seen.src = answer.view;
@@ -298,6 +302,7 @@ async function introduce() {
   }
   limits = card.limits;
   operatingPoint = card.operating_point;
+  sets = card.set_thresholds ? "&coverage=0.9" : "";
   if (limits.corrections) at("kept").textContent = "They are classified, and kept only if you save one as a correction.";
   for (const one of cards) if (one.answer) offerCorrection(one);
   const types = { "JPEG 2000": ".jp2,.j2k", PPM: ".ppm,.pgm,.pbm", HEIC: "image/heic,.heic" };

@@ -92,6 +92,31 @@ def test_a_model_without_an_operating_point_shows_no_decision(tab):
     expect(cards(tab).locator(".decision")).to_be_hidden()
 
 
+def test_a_set_of_several_classes_is_one_sentence(browser):
+    thresholds = (0.5,) * 40 + (0.0,) * 10  # from a coverage of 0.9 on, all classes
+    app = create_app(settings(), other_card(set_thresholds=thresholds, confidence_threshold=0.0, familiarity=None))
+    with served(app) as url, visit(browser, url) as tab:
+        expect(tab.locator("#model")).to_contain_text("airplane")
+        drop(tab, shape=png())
+        check_answer(cards(tab))
+        ranked = cards(tab).locator(".bars th").all_inner_texts()
+        said = f"With 90% confidence it is one of: {', '.join(ranked)}."
+        expect(cards(tab).locator(".could-be")).to_have_text(said)
+        assert fits(tab)
+        check_accessible(tab)
+
+
+@pytest.mark.parametrize("threshold, familiar", [(0.9, True), (0.0, False)])
+def test_a_set_of_one_class_or_of_an_unknown_thing_is_not_shown(browser, threshold, familiar):
+    card = dict(set_thresholds=(threshold,) * 50, confidence_threshold=1.0 - familiar, familiarity=None)
+    with served(create_app(settings(), other_card(**card))) as url, visit(browser, url) as tab:
+        expect(tab.locator("#model")).to_contain_text("airplane")
+        drop(tab, shape=png())
+        check_answer(cards(tab))
+        expect(cards(tab).locator(".could-be")).to_be_hidden()
+        expect(cards(tab).locator(".unknown")).to_be_visible(visible=not familiar)
+
+
 def test_a_hundred_classes(tab):
     names = [f"class_{i}" for i in range(99)] + ["a_name_that_is_much_too_long_for_the_column_it_is_in"]
     shares = dict.fromkeys(names, 0.5 / 99) | {names[99]: 0.5}

@@ -53,7 +53,8 @@ def make(tmp_path_factory):
             opt.step()
         fields = dict(
             STATS._asdict(), temperature=1 + seed/2, seed=seed, epochs=3, recipe={"lr": .1, "start": "base"},
-            architecture=architecture, arguments=arguments, dataset="synthetic", classes=SHAPES.classes,
+            set_thresholds=(.1,)*50, calibrated_on=dict(images=1), architecture=architecture,
+            arguments=arguments, dataset="synthetic", classes=SHAPES.classes,
             validation_accuracy=.5, test_accuracy=.5, trained_on=None, operating_point=None) | fields
         keys = None if known is None else image_keys(SHAPES[:known])
         path = folder/f"{name}.safetensors"
@@ -99,6 +100,7 @@ def test_a_card_says_what_is_known_and_no_more(command, make, members, joined):
     assert (card.architecture, card.temperature, card.epochs) == ("ensemble", 1, 9)
     assert card.arguments["temperatures"] == [1, 1.5, 2]
     assert card.validation_accuracy is None and card.test_accuracy is None
+    assert card.set_thresholds is None and card.calibrated_on is None
     assert card.recipe["lr"] == .1
     assert [m["file"] for m in card.recipe["members"]] == [path.name for path in members]
     assert torch.equal(read_trained_keys(joined), image_keys(SHAPES[:150]).unique())
@@ -130,6 +132,7 @@ def test_an_ensemble_can_be_calibrated(command, joined):
     losses = [float(line.rpartition("loss ")[2]) for line in done.stdout.splitlines()[:2]]
     card = read_card(out)
     assert losses[1] <= losses[0] and card.temperature != 1 and card.confidence_threshold > .1
+    assert read_card(joined).set_thresholds is None and len(card.set_thresholds) == 50
     powers = before**(1/card.temperature)
     assert np.abs(probabilities(out) - powers/powers.sum(1, keepdims=True)).max() < 1e-4
     some = Measured.of(9, 10)
