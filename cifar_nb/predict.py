@@ -50,9 +50,9 @@ class Prediction(BaseModel):
     model:str = Field(description='Name of the model that answered')
     in_distribution:bool|None = Field(description=(
         'False when the image is less familiar than 95% of its validation images; null if not measured'))
-    prediction_set:list[str]|None = Field(None, description=(
+    prediction_set:list[str]|None = Field(default=None, description=(
         'The classes that it could be, the most probable first, where a coverage was asked for; else null'))
-    coverage:Fraction|None = Field(None, description=(
+    coverage:Fraction|None = Field(default=None, description=(
         'What fraction of such sets contains the true class: on average over all classes, for images like '
         'the validation images, with a single view; null without a set'))
     tile:int|None = Field(None, description=(

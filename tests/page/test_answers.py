@@ -94,7 +94,8 @@ def test_a_model_without_an_operating_point_shows_no_decision(tab):
 
 def test_a_set_of_several_classes_is_one_sentence(browser):
     thresholds = (0.5,) * 40 + (0.0,) * 10  # from a coverage of 0.9 on, all classes
-    app = create_app(settings(), other_card(set_thresholds=thresholds, confidence_threshold=0.0, familiarity=None))
+    known = other_card(set_thresholds=thresholds, confidence_threshold=0.0, familiarity=None)
+    app = create_app(settings(), known)
     with served(app) as url, visit(browser, url) as tab:
         expect(tab.locator("#model")).to_contain_text("airplane")
         drop(tab, shape=png())

@@ -1,4 +1,4 @@
-"Prediction sets on request: from Python, the shell and the network the same, and a refusal that says what to do."
+"Prediction sets on request: the same from Python, the shell and the network; refusals that say what to do."
 import csv
 import json
 
@@ -28,7 +28,8 @@ def model(tmp_path_factory):
 def expected(model):
     "Sets of each file by coverage."
     predictor = Predictor.load(str(model))
-    return {c: [predictor(path.read_bytes(), coverage=c).prediction_set for path in FILES] for c in (.5, .9, .99)}
+    def sets(c): return [predictor(path.read_bytes(), coverage=c).prediction_set for path in FILES]
+    return {coverage: sets(coverage) for coverage in (.5, .9, .99)}
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +69,11 @@ def test_what_is_out_of_range_is_refused(url, value):
 
 
 def test_the_documentation_says_what_it_means(url):
-    operation = httpx.get(f"{url}/openapi.json").json()["paths"]["/predict"]["post"]
-    described = next(p for p in operation["parameters"] if p["name"] == "coverage")
+    api = httpx.get(f"{url}/openapi.json").json()
+    parameters = api["paths"]["/predict"]["post"]["parameters"]
+    described = next(p for p in parameters if p["name"] == "coverage")
     assert "on average over all classes" in described["description"]
-    assert "prediction_set" in httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["Answer"]["properties"]
+    assert "prediction_set" in api["components"]["schemas"]["Answer"]["properties"]
 
 
 def test_an_older_model_says_what_to_do(tmp_path):
