@@ -10,6 +10,7 @@ import io
 import json
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import typer
@@ -26,6 +27,7 @@ from cifar_nb.shell import (
     Model,
     ModelFirst,
     SkipBroken,
+    find_network,
     new_app,
     not_empty,
     one_of,
@@ -33,6 +35,7 @@ from cifar_nb.shell import (
     setting,
 )
 from .text import check_csv, printable
+from .training import default_recipe, read_assignments
 
 # %% ../nbs/88_examine.ipynb #88007ex
 examining_commands = new_app()
@@ -204,37 +207,28 @@ def _too_often(report)->list[str]: # Sentences
     from cifar_nb.judge import verdict
     return [line for line in verdict(report) if 'too often' in line or 'too seldom' in line]
 
-# %% ../nbs/88_examine.ipynb #88022ex
-_Key = Annotated[str|None, typer.Option(help='Its API key [else none]', envvar='CIFAR_NB_API_KEY')]
-_SENT = 'Test images to send at most: a random sample, but always the same'
-
-@examining_commands.command()
-def doctor(
-    model_first:ModelFirst=None,
-    url:Annotated[str, typer.Option(help='The address of the service')]='http://127.0.0.1:8000',
-    key:_Key=None,
-    model:Model=None,
-    data:MeasuredOn=None,
-    group:Group=None,
-    images:Annotated[int, typer.Option(min=20, help=_SENT)]=200,
-    skip_broken:SkipBroken=None,
-    data_dir:DataDir=None,
-    as_json:Json=False,
+def _doctor_service(
+    model:str|None, # A name or a file
+    url:str, # Of the service
+    key:str|None, # For a service that wants one
+    *,
+    data:str|None, # Instead of the data of the model
+    group:str|None, # As in a card
+    n_images:int, # To send at most
+    settings,
+    as_json:bool,
 ):
-    """Send test images to a running service, and say whether it answers as the model does.
-
-    If it does not, say which known mistake its answers fit: another normalisation, exchanged colours, …"""
+    "Compare the answers of a service with those of its model. Ends with status 1 if they differ."
     from cifar_nb.diagnose import ALIKE, ask_service, diagnose, diagnosis
     from cifar_nb.evaluate import Report
     from cifar_nb.predict import Predictor
     from cifar_nb.stress import sample_images
-    settings = read_settings(data_dir=data_dir, skip_broken=skip_broken, device='cpu')
-    predictor = Predictor.load(one_of(model_first, model, '--model'), settings)
+    predictor = Predictor.load(model, settings)
     card = predictor.card
     if card.fit == 'tiles': raise ConfigError('doctor is for models that look at a single square of a photo')
     name,dataset = open_data(card, data, settings, group)
     check_classes(predictor, dataset.test, name)
-    chosen = sample_images(dataset.test, images)
+    chosen = sample_images(dataset.test, n_images)
     sent = progress(map(_png, chosen.pixels), total=len(chosen), desc='asking')
     theirs = ask_service(url, sent, card.classes, key)
     matches = diagnose(theirs, predictor.model, chosen.pixels, card.stats, temperature=card.temperature)
@@ -247,3 +241,105 @@ def doctor(
         table = Table(['mistake', 'same class', 'distance'], rows)
         print(f'{len(chosen):,} test images of {name}', '', table, '', *said, sep='\n')
     if matches[0].distance >= ALIKE: raise typer.Exit(1)
+
+# %% ../nbs/88_examine.ipynb #88031do
+def _open_training(recipe, settings, device:str): # `Parts`, training images, validation images or None
+    "What `train` would train, before its first step."
+    from cifar_nb.cache import open_reader
+    from cifar_nb.experiment import split_data
+    from cifar_nb.folders import load_dataset
+    from cifar_nb.parts import build_parts
+    if recipe.kind == 'speed': recipe = recipe.model_copy(update=dict(compiled=False))
+    recipe,start = recipe.open_start(settings)
+    data = load_dataset(recipe.data, recipe.size, settings, open_reader(settings), fit=recipe.fit,
+                        group=recipe.group)
+    train,valid = split_data(recipe, data)
+    stats = recipe.choose_stats(data.stats, start)
+    return build_parts(recipe, train, stats, device=device, weights=start.weights),train,valid
+
+def _doctor_training(name:str|None, changes:dict, settings, as_json:bool):
+    "Test what a recipe and its data open into. Ends with status 1 if a test fails."
+    from torch.nn.functional import cross_entropy
+
+    from cifar_nb.device import best_device
+    from cifar_nb.doctor import check_training
+    from cifar_nb.recipes import find_recipe
+    name = name or default_recipe(changes)
+    if name == 'finetune' and 'architecture' in changes: changes.setdefault('start', '')  # as `train` does
+    recipe = find_recipe(name, settings=settings, **changes)
+    parts,train,valid = _open_training(recipe, settings, best_device(settings.device))
+    loader = parts.loader(0)
+    plain = replace(loader, augment=None, mix=None, batch_size=min(256, len(loader.images)))
+    # Of a few images, the weights of the classes do not have a mean of 1
+    loss_fn = cross_entropy if recipe.balance == 'weights' else parts.loss_fn
+    found = check_training(
+        parts.learner(0) if parts.learner else parts.model, parts.opt, loss_fn, next(iter(plain)),
+        train=(train.pixels, train.labels), valid=None if valid is None else valid.pixels,
+        n_classes=len(train.classes))
+    failed = [check.name for check in found if not check.passed]
+    what = dict(recipe=name, data=recipe.data, images=len(train))
+    if as_json: print(json.dumps(dict(**what, failed=failed, checks=[check._asdict() for check in found])))
+    else:
+        rows = [[check.name, 'ok' if check.passed else 'FAILED', check.said] for check in found]
+        said = f'{len(failed)} of {len(found)} tests failed' if failed else f'all {len(found)} tests passed'
+        print(f'{printable(name)} on {printable(recipe.data)}: {len(train):,} images to train on', '',
+              Table(['test', 'result', 'what was seen'], rows), '', said, sep='\n')
+    if failed: raise typer.Exit(1)
+
+# %% ../nbs/88_examine.ipynb #88022ex
+_Key = Annotated[str|None, typer.Option(help='Its API key [else none]', envvar='CIFAR_NB_API_KEY')]
+_ADDRESS = 'The address of the service [else http://127.0.0.1:8000]'
+_SENT = 'Test images to send at most: a random sample, but always the same [else 200]'
+_FIRST = 'The same as --model; with --train the same as --data'
+_TRAIN = 'Test a training before it starts, not a service: data, network, loss and optimiser'
+_BY_RECIPE = ('With --train: a name that `cifar-nb recipes` lists, or a TOML file [else finetune for a '
+              'folder, simple for other data]')
+_OF_RECIPE = 'With --train: any key of the recipe, such as optimizer.lr=0.01; may be repeated'
+_OWN = 'With --train: a network of your own, FILE.py:CLASS, whose file is run; or one of ours by name'
+
+@examining_commands.command()
+def doctor(
+    first:Annotated[str|None, typer.Argument(
+        metavar='[MODEL | DATA]', help=_FIRST, callback=not_empty(A_MODEL), show_default=False)]=None,
+    training:Annotated[bool, typer.Option('--train', help=_TRAIN)]=False,
+    recipe:Annotated[str|None, typer.Option(help=_BY_RECIPE, callback=not_empty('a recipe'))]=None,
+    change:Annotated[list[str]|None, typer.Option('--set', metavar='KEY=VALUE', help=_OF_RECIPE)]=None,
+    architecture:Annotated[str|None, typer.Option(help=_OWN, callback=not_empty('FILE.py:CLASS'))]=None,
+    url:Annotated[str|None, typer.Option(help=_ADDRESS)]=None,
+    key:_Key=None,
+    model:Model=None,
+    data:MeasuredOn=None,
+    group:Group=None,
+    images:Annotated[int|None, typer.Option(min=20, help=_SENT)]=None,
+    skip_broken:SkipBroken=None,
+    device:Annotated[str|None, typer.Option(help='With --train: auto, cpu, cuda, cuda:1 or mps')]=None,
+    data_dir:DataDir=None,
+    as_json:Json=False,
+):
+    """Is something wrong that raises no error? Test a running service, or with --train a training.
+
+    MODEL --url URL sends test images to the service and compares its answers with those of the model. If
+    they differ, it says which known mistake they fit: another normalisation, exchanged colours, …
+
+    --train DATA opens data and recipe as `cifar-nb train` would, without DATA those of the recipe, and tests
+    them in seconds. Nothing is trained or saved: is the input normalised, do labels belong to images, is a
+    validation image among the training images, can the network memorise a batch, …
+
+    Exit status 1 if something is wrong."""
+    of_service = dict(url=url, model=model, images=images)
+    of_training = dict(recipe=recipe, set=change or None, architecture=architecture, device=device)
+    for name,value in (of_service if training else of_training).items():
+        if value is None: continue
+        raise ConfigError(f'--{name} is for a service: leave it or --train out' if training else
+                          f'--{name} is for a training: add --train')
+    settings = read_settings(data_dir=data_dir, skip_broken=skip_broken,
+                             device=device if training else 'cpu')
+    if training:
+        changes = find_network(architecture, settings) | read_assignments(change or [])
+        given = dict(data=one_of(first, data, '--data'), group=group)
+        changes |= {name: value for name,value in given.items() if value is not None}
+        return _doctor_training(recipe, changes, settings, as_json)
+    _doctor_service(
+        one_of(first, model, '--model'), url or 'http://127.0.0.1:8000', key, data=data, group=group,
+        n_images=images or 200, settings=settings, as_json=as_json)
+
