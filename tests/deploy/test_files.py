@@ -45,7 +45,8 @@ def test_each_file_is_yaml(path):
 
 
 def test_what_the_dockerfile_copies_is_there_and_not_ignored():
-    copied = [name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M) for name in line.split()]
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M)
+    copied = " ".join(lines).split()
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert {"settings.ini", "setup.py", "cifar_nb"} <= set(copied)
     assert all((ROOT / name).exists() for name in copied)
