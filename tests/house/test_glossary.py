@@ -7,7 +7,7 @@ from tools.repository import ROOT, github_tool
 TOOL = github_tool("glossary")
 STARS = [path for path in sorted(ROOT.glob("nbs/[0-9]*.ipynb")) if path.name[:2] in TOOL.learners_path()]
 # Ordinary English in one notebook, a term in a later one
-ORDINARY = {("40_evaluate", "frame")}  # a picture frame
+ORDINARY = {("14_batches", "frame"), ("40_evaluate", "frame")}  # a picture frame
 
 
 def test_the_glossary_is_what_the_notebooks_say():
