@@ -22,12 +22,8 @@ from cifar_nb.experiment import checkpoint_path, run_recipe
 from cifar_nb.modelfile import load_model
 from cifar_nb.recipes import RECIPE_NAMES, find_recipe
 
-# What the published system says of itself; none where it says nothing
-SOURCES = {"simple": "60-70%, a few epochs", "enhanced": "84.09%, 61 epochs",
-           "resnet50": "77.99%, 28 epochs", "resnet18": "\"90%+\"", "resnet34": "\"90%+\""}
 # What the runs of one entry have in common, besides their choices
-COMMON = ("recipe", "start", "parameters", "multiply_adds", "epochs_planned", "epochs_of_the_recipe",
-          "source")
+COMMON = ("recipe", "start", "parameters", "multiply_adds", "epochs_planned", "epochs_of_the_recipe")
 WHAT = ("recipes trained at full length: accuracies as fractions, seconds of training; "
         "the test set was evaluated once per run")
 
@@ -111,7 +107,7 @@ def main(  # noqa: PLR0913, PLR0917, the flags of a command
         epochs_of_the_recipe=find_recipe(name).epochs, seconds=sum(seconds),
         seconds_with_data_and_tests=before + time.perf_counter() - begun,
         validation_accuracy=card.validation_accuracy, test_accuracy=card.test_accuracy,
-        test_accuracy_tta=card.test_accuracy_tta, source=SOURCES.get(name, "-"), half=half, device=device,
+        test_accuracy_tta=card.test_accuracy_tta, half=half, device=device,
         precision=card.recipe["precision"], note=note, **conditions(device), choices=card.recipe))
     print(report.table())
 
