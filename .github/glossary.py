@@ -13,12 +13,6 @@ HEAD = (
 FRAME = {
     "predict first", "asked in interviews", "quick questions", "question", "questions", "exercise",
     "exercises"}
-# Bold for other reasons than a term; italics would be better
-EMPHASIS = {
-    "a skip", "added", "addresses", "all", "by name", "first bytes", "folders inside", "for the final test",
-    "in two parts", "local", "more epochs", "near-duplicates inside one part", "not", "not independent",
-    "ours is not cifar-10-c", "part", "same", "sampling", "test images", "the head", "the same everywhere",
-    "to choose by", "validation images", "warnings", "words"}
 MOST_WORDS = 4
 BOLD = r"\*\*([^*]+)\*\*"
 NOTEBOOK = r"\[\d\d_\w+\]\(\d\d_\w+\.ipynb\)"
@@ -78,7 +72,7 @@ def plain(sentence):
 
 
 def is_term(name):
-    return (name[-1] not in ".:?!" and name.lower() not in FRAME | EMPHASIS
+    return (name[-1] not in ".:?!" and name.lower() not in FRAME
             and len(name.split()) <= MOST_WORDS)
 
 

@@ -86,7 +86,8 @@ def test_links_lead_to_the_address_in_settings():
         assert tool.relink(text, tool.address()) == text, f"{path.name}: run `make readme`"
 
 
-PAGES = [*NOTEBOOKS, *ROOT.glob("*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("nbs/*.md")]
+PAGES = [*NOTEBOOKS, *ROOT.glob("*.md"), *ROOT.glob("results/*.md"),
+         *ROOT.glob("nbs/*.md"), *ROOT.glob("deploy/*.md")]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -1,12 +1,10 @@
-"Two pages beside the notebooks: what is asked in interviews, and what to watch."
+"Two pages next to the notebooks: what is asked in interviews, and what to watch."
 import re
 
-import pytest
 from tools.repository import CHAPTERS, ROOT, github_tool, sources
 
 TOOL = github_tool("questions")
 WATCH = (ROOT / "nbs" / "WATCH.md").read_text(encoding="utf-8")
-PAGES = sorted(ROOT.glob("nbs/*.md"))
 
 
 def test_the_questions_are_those_of_the_notebooks():
@@ -21,12 +19,6 @@ def test_a_question_gets_the_answer_with_its_number():
             "</summary>\n\n1. Do it.\n2. Since.\n\n   More.\n3. Never.\n\n</details>")
     assert TOOL.asked(text) == [("Why?", "Since.\n\n   More."), ("When\nnot?", "Never.")]
     assert TOOL.asked("1. An exercise") == []
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_links_of_the_pages_lead_somewhere(path):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8"))
-    assert links and [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_every_metric_is_watched_and_every_watched_one_is_exported():
